@@ -1,0 +1,352 @@
+"""Every metric family as data: the contract with dashboards, alerts and users, and the rules of join and cap.
+
+Flows in: nothing. Flows out: `FAMILIES`, read by the store (what may be written, how it is joined), by the command
+`cni-exporter metrics` (the reference) and by the tests (every family has a test, a panel, a line of docs).
+"""
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+
+class Kind(Enum):
+    """Types of the exposition format."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+
+
+class Join(Enum):
+    """How a family's series get the workload labels `namespace`, `pod`, `container` at scrape.
+
+    The monitor writes a hidden key in front of the family's own labels; the store turns it into names.
+    """
+
+    NETNS = "netns"
+    """Hidden key: the network namespace's identity. A pod's network belongs to the pod: `container` is empty there."""
+    CONTAINER = "container"
+    """Hidden key: the full container id."""
+
+
+WORKLOAD = ("namespace", "pod", "container")
+"""The labels that a join adds, in this order."""
+
+HOST = "(host)"
+"""Owner, and then `container` label, of the host's own network namespace; no container can have this name."""
+
+NETNS_INFO = "cni_netns_info"
+CONTAINER_INFO = "cni_container_info"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric family. The key that a monitor writes is `hidden + labels`."""
+
+    name: str
+    help: str
+    owner: str
+    kind: Kind = Kind.GAUGE
+    labels: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    """Key parts that are used by the join and not exported."""
+    join: Join | None = None
+    joined: tuple[str, ...] = ()
+    """Labels that the join adds behind the family's own."""
+    cap: int = 1000
+    """Series at most; what is over it is counted in `cni_exporter_series_dropped_total`."""
+    buckets: tuple[float, ...] = field(default=())
+    """Upper bounds of a histogram, in base units, without +Inf."""
+    secret: tuple[str, str] | None = None
+    """A label that names something and the label that holds its value: the redaction gate judges them together."""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Names of the parts of the key that the monitor writes."""
+        return self.hidden + self.labels
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """Label names as scraped."""
+        return self.labels + self.joined
+
+
+def _by_netns(
+    name: str, help_: str, kind: Kind = Kind.COUNTER, labels: tuple[str, ...] = (), cap: int = 5000
+) -> Family:
+    """Describe a family of the link monitor that is keyed by a network namespace."""
+    return Family(name, help_, "links", kind, labels, ("netns_id",), Join.NETNS, WORKLOAD, cap)
+
+
+def _by_container(name: str, help_: str, kind: Kind = Kind.GAUGE, labels: tuple[str, ...] = ()) -> Family:
+    """Describe a family of the runtime monitors that is keyed by a container."""
+    return Family(name, help_, "runtimes", kind, labels, ("container_id",), Join.CONTAINER, WORKLOAD, cap=5000)
+
+
+_TRAFFIC = {
+    "bytes": "Bytes",
+    "packets": "Packets",
+    "errors": "Packets with errors",
+    "dropped": "Packets dropped by the interface",
+}
+_DIRECTIONS = {"receive": "received", "transmit": "sent"}
+
+_RUNTIMES = (
+    Family("cni_containers", "Containers by runtime and state.", "runtimes", labels=("runtime", "state"), cap=100),
+    Family(
+        CONTAINER_INFO,
+        "A container (or, with an empty container label, a pod's sandbox), its image and its network namespace.",
+        "runtimes",
+        labels=("container_id", "namespace", "pod", "container", "image", "runtime"),
+        join=Join.CONTAINER,
+        joined=("netns",),
+        cap=5000,
+    ),
+    Family(
+        "cni_container_events_total",
+        "Container lifecycle events by runtime.",
+        "runtimes",
+        Kind.COUNTER,
+        ("runtime", "event"),
+        cap=200,
+    ),
+    _by_container(
+        "cni_container_state",
+        "1 for the state that the container is in (created, running, paused, exited, unknown).",
+        labels=("state",),
+    ),
+    _by_container(
+        "cni_container_network_info",
+        "Network mode and addresses of a container; one series per network and address.",
+        labels=("network_mode", "network", "ip"),
+    ),
+    _by_container(
+        "cni_container_port_info",
+        "A port of the container that is published on the host.",
+        labels=("protocol", "container_port", "host_ip", "host_port"),
+    ),
+    _by_container("cni_container_mount_info", "A mount of the container.", labels=("destination", "type", "mode")),
+    replace(
+        _by_container("cni_container_label_info", "A label of the container that the configuration allows."),
+        labels=("label", "value"),
+        secret=("label", "value"),
+    ),
+    replace(
+        _by_container(
+            "cni_container_environment_info",
+            "An environment variable of the container; the value only where the configuration allows it.",
+        ),
+        labels=("name", "value"),
+        secret=("name", "value"),
+    ),
+    _by_container("cni_container_cpu_usage_seconds_total", "CPU time used by the container.", Kind.COUNTER),
+    _by_container(
+        "cni_container_cpu_limit_cores", "CPU limit of the container in cores; no series where there is none."
+    ),
+    _by_container(
+        "cni_container_memory_working_set_bytes", "Memory in use by the container without its inactive file cache."
+    ),
+    _by_container("cni_container_memory_limit_bytes", "Memory limit of the container; no series where there is none."),
+    _by_container(
+        "cni_container_disk_read_bytes_total", "Bytes that the container read from block devices.", Kind.COUNTER
+    ),
+    _by_container(
+        "cni_container_disk_written_bytes_total", "Bytes that the container wrote to block devices.", Kind.COUNTER
+    ),
+    _by_container("cni_container_pids", "Processes and threads in the container."),
+)
+
+_NAMESPACES = (
+    Family(
+        "cni_namespaces", "Linux namespaces with at least one process, by type.", "namespaces", labels=("type",), cap=20
+    ),
+    *(
+        replace(family, owner="namespaces")
+        for family in (
+            _by_container(
+                "cni_container_namespace_info",
+                "A Linux namespace of the container's first process; shared is true where it is the host's own.",
+                labels=("type", "inode", "shared"),
+            ),
+            _by_container(
+                "cni_container_process_info",
+                "The container's first process: PID on the host and inside, UID mapping (inside:outside:count).",
+                labels=("pid", "container_pid", "uid_map"),
+            ),
+            _by_container("cni_container_processes", "Processes in the container."),
+        )
+    ),
+)
+
+_LINKS = (
+    Family(
+        "cni_veth_info",
+        "A veth or netkit device on the host, its peer, the network namespace behind it and its bridge.",
+        "links",
+        labels=("device", "ifindex", "peer_ifindex", "netns", "bridge", "kind", "state"),
+        cap=5000,
+    ),
+    Family(
+        "cni_veths",
+        "Veth and netkit devices on the host: attached to a live namespace, orphaned, or with both ends on the host.",
+        "links",
+        labels=("state",),
+        cap=10,
+    ),
+    *(
+        _by_netns(
+            f"cni_veth_{way}_{unit}_total", f"{what} {verb} by the container over this device.", labels=("device",)
+        )
+        for way, verb in _DIRECTIONS.items()
+        for unit, what in _TRAFFIC.items()
+    ),
+    Family("cni_veth_created_total", "Veth and netkit devices that appeared on the host.", "links", Kind.COUNTER),
+    Family("cni_veth_deleted_total", "Veth and netkit devices that were deleted.", "links", Kind.COUNTER),
+    Family(
+        "cni_veth_moved_total",
+        "Veth and netkit devices that left the host for another network namespace.",
+        "links",
+        Kind.COUNTER,
+    ),
+    Family(
+        NETNS_INFO,
+        "A network namespace, whose it is, and whether a bind mount keeps it alive.",
+        "links",
+        labels=("netns", "pinned"),
+        hidden=("netns_id", "owner"),
+        join=Join.NETNS,
+        joined=WORKLOAD,
+        cap=5000,
+    ),
+    Family("cni_netns_members", "Containers that share the network namespace.", "links", labels=("netns",), cap=5000),
+    *(
+        _by_netns(
+            f"cni_netns_{way}_{unit}_total",
+            f"{what} {verb} by an interface that has no host side.",
+            labels=("interface",),
+        )
+        for way, verb in _DIRECTIONS.items()
+        for unit, what in _TRAFFIC.items()
+    ),
+    Family("cni_netns_created_total", "Network namespaces that appeared.", "links", Kind.COUNTER),
+    Family("cni_netns_destroyed_total", "Network namespaces that are gone.", "links", Kind.COUNTER),
+    Family(
+        "cni_netns_lifetime_seconds",
+        "How long the network namespaces lived that are gone, of those whose creation was seen.",
+        "links",
+        Kind.HISTOGRAM,
+        buckets=(1, 10, 60, 600, 3600, 21600, 86400, 604800),
+    ),
+    _by_netns("cni_netns_tcp_retransmitted_segments_total", "TCP segments sent again."),
+    _by_netns("cni_netns_tcp_resets_sent_total", "TCP segments sent with the RST flag."),
+    _by_netns("cni_netns_tcp_listen_overflows_total", "Connections refused because a listen queue was full."),
+    _by_netns("cni_netns_udp_receive_buffer_errors_total", "UDP datagrams dropped because a receive buffer was full."),
+    _by_netns("cni_netns_tcp_connections", "TCP sockets by state.", Kind.GAUGE, ("state",), 20000),
+)
+
+_EXPORTER = (
+    Family(
+        "cni_exporter_build_info", "The running build.", "exporter", labels=("version", "revision", "python_version")
+    ),
+    Family("cni_exporter_config_info", "The configuration in force.", "exporter", labels=("sha256", "preset")),
+    Family(
+        "cni_exporter_config_last_reload_successful",
+        "1 where the last reload of the configuration took effect.",
+        "exporter",
+    ),
+    Family(
+        "cni_exporter_feature_enabled",
+        "1 where the feature is switched on by the configuration.",
+        "exporter",
+        labels=("feature",),
+    ),
+    Family(
+        "cni_exporter_capability",
+        "1 for each Linux capability that the exporter holds.",
+        "exporter",
+        labels=("capability",),
+    ),
+    Family(
+        "cni_exporter_monitor_up",
+        "1 where the monitor's last update succeeded; no series where there is nothing to observe.",
+        "supervisor",
+        labels=("monitor",),
+    ),
+    Family(
+        "cni_exporter_monitor_mode_info",
+        "How the monitor observes, and why not better.",
+        "supervisor",
+        labels=("monitor", "mode", "reason"),
+    ),
+    Family(
+        "cni_exporter_monitor_fallback",
+        "1 where the monitor stands on a lower rung than its best.",
+        "supervisor",
+        labels=("monitor",),
+    ),
+    Family(
+        "cni_exporter_monitor_last_update_timestamp_seconds",
+        "When the monitor's last successful update ended.",
+        "supervisor",
+        labels=("monitor",),
+    ),
+    Family(
+        "cni_exporter_monitor_update_duration_seconds",
+        "How long the monitor's last update took.",
+        "supervisor",
+        labels=("monitor",),
+    ),
+    Family(
+        "cni_exporter_monitor_circuit_open",
+        "1 while the monitor rests after repeated failures.",
+        "supervisor",
+        labels=("monitor",),
+    ),
+    Family(
+        "cni_exporter_monitor_restarts_total",
+        "How often the monitor's source failed and was opened again.",
+        "supervisor",
+        Kind.COUNTER,
+        ("monitor",),
+    ),
+    Family(
+        "cni_exporter_monitor_errors_total",
+        "Bad input that the monitor met, by kind.",
+        "supervisor",
+        Kind.COUNTER,
+        ("monitor", "kind"),
+    ),
+    Family(
+        "cni_exporter_monitor_queue_dropped_total",
+        "Events shed by a full queue of the monitor.",
+        "supervisor",
+        Kind.COUNTER,
+        ("monitor",),
+    ),
+    Family("cni_exporter_series", "Series in the last scrape.", "metrics", labels=("family",)),
+    Family("cni_exporter_series_limit", "Series at most.", "metrics", labels=("family",)),
+    Family(
+        "cni_exporter_series_dropped_total",
+        "Samples left out of a scrape because the family was at its limit.",
+        "metrics",
+        Kind.COUNTER,
+        ("family",),
+    ),
+    Family(
+        "cni_exporter_series_held",
+        "Series held back in the last scrape because their workload is not known yet.",
+        "metrics",
+    ),
+    Family(
+        "cni_exporter_scrape_duration_seconds", "How long the last scrape took: refresh, join and encoding.", "metrics"
+    ),
+    Family("cni_exporter_scrapes_total", "Scrapes answered.", "metrics", Kind.COUNTER),
+    Family(
+        "cni_exporter_http_connections_dropped_total",
+        "HTTP connections closed because there were too many or one was too slow.",
+        "web",
+        Kind.COUNTER,
+        ("reason",),
+    ),
+)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (*_RUNTIMES, *_NAMESPACES, *_LINKS, *_EXPORTER)}

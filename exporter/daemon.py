@@ -1,0 +1,277 @@
+"""The composition root: which monitors run, with what configuration, and the life of the process.
+
+Flows in: a loaded configuration and signals. Flows out: a running exporter. Nothing else knows all the parts.
+"""
+
+import logging
+import platform
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import psutil
+
+from exporter import __version__, page, privileges
+from exporter.config import Config, ConfigError, Loaded
+from exporter.contract import Monitor, Paths
+from exporter.exposition import Exposition
+from exporter.metrics import Policy, Store
+from exporter.monitors import links, namespaces, runtimes
+from exporter.privacy import Rules
+from exporter.supervisor import Standing, Supervisor
+from exporter.topology import as_json, build
+from exporter.traffic import Rates
+from exporter.web import Server
+
+log = logging.getLogger(__name__)
+
+_STOP = 10.0  # seconds that monitors and connections get to end
+_LOOK = 5.0  # seconds between looks at our own CPU and memory
+_CALM, _STRETCH = 1.0, 4.0  # factors of the monitors' intervals without and with our CPU over its limit
+_FORGET = 0.9  # share of the memory limit below which series are admitted again
+
+
+def monitors(config: Config) -> list[tuple[Monitor, str]]:
+    """List what runs under this configuration, each with the owner of its families."""
+    selected: list[tuple[Monitor, str]] = [(links.monitor(), "links"), (namespaces.monitor(), "namespaces")]
+    if config.container_discovery:
+        selected += [(monitor, "runtimes") for monitor in runtimes.monitors(_runtime_settings(config))]
+    return selected
+
+
+def _runtime_settings(config: Config) -> runtimes.Settings:
+    section, privacy = config.container_config, config.privacy
+    return runtimes.Settings(
+        runtimes=section.container_runtimes,
+        interval=section.discovery_interval,
+        metadata=runtimes.Metadata(
+            enabled=section.metadata_collection,
+            labels=privacy.container_labels,
+            environment=privacy.environment,
+            environment_names=privacy.environment_names,
+        ),
+        resources=section.resource_monitoring,
+        docker_sockets=tuple(map(str, section.docker_socket)),
+        cri_sockets=_by_runtime(section.cri_sockets),
+    )
+
+
+def privacy_rules(config: Config) -> Rules:
+    """Give the rules of what is secret, the user's own included."""
+    return Rules(config.privacy.deny_names, config.privacy.deny_values)
+
+
+def _policy(config: Config) -> Policy:
+    return Policy(
+        limits=config.metrics.series_limits,
+        grace=config.metrics.identity_grace,
+        rules=privacy_rules(config),
+        admits=config.container_config.namespace_filter,
+    )
+
+
+def _by_runtime(paths: Iterable[Path]) -> dict[str, tuple[str, ...]]:
+    """Tell whose sockets these are: CRI-O's carry its name, all others are containerd's."""
+    sockets: dict[str, tuple[str, ...]] = {}
+    for path in map(str, paths):
+        runtime = "cri-o" if "crio" in path else "containerd"
+        sockets[runtime] = (*sockets.get(runtime, ()), path)
+    return sockets
+
+
+class Exporter:
+    """A running exporter: store, monitors and, once `serve` is called, HTTP."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Build everything; nothing runs yet."""
+        self._loaded = loaded
+        config = loaded.config
+        self.store = Store(_policy(config))
+        self.supervisor = self._supervise(config)
+        self.exposition = Exposition(
+            self.store.collect,
+            self.refresh,
+            self.store.owned("metrics"),
+            procfs=str(config.paths.procfs),
+        )
+        self._own = self.store.owned("exporter")
+        self._server: Server | None = None
+        self._started = time.time()
+        self._node = socket.gethostname()
+        self._rates = Rates()
+        self._process = psutil.Process()
+        self._publish(reloaded=True)
+
+    def start(self) -> None:
+        """Start the monitors."""
+        self.supervisor.start()
+
+    def serve(self) -> Server:
+        """Answer HTTP. Raises OSError where the address cannot be had."""
+        web = self._loaded.config.web
+        dropped = self.store.owned("web")
+        for reason in ("idle", "limit", "slow", "error"):
+            dropped.add("cni_exporter_http_connections_dropped_total", (reason,), 0)
+        self._server = Server(
+            web.listen_address,
+            self,
+            dropped=lambda reason: dropped.add("cni_exporter_http_connections_dropped_total", (reason,)),
+            max_connections=web.max_connections,
+            request_timeout=web.request_timeout,
+            topology=self.topology,
+        )
+        self._server.start()
+        return self._server
+
+    def refresh(self) -> None:
+        """Bring the monitors up to date, waiting as long as a scrape would."""
+        self.supervisor.refresh(self._loaded.config.web.scrape_timeout)
+
+    def settled(self) -> bool:
+        """Whether every monitor has passed once and no series waits for its name."""
+        if not all(standing.seen for standing in self.supervisor.standings()):
+            return False
+        self.refresh()
+        self.store.collect()
+        return self.store.held == 0
+
+    def stop(self) -> None:
+        """End HTTP and the monitors, within a bound."""
+        if self._server:
+            self._server.stop()
+        hung = self.supervisor.stop(_STOP)
+        if hung:
+            log.warning("left behind, not ending within %s s: %s", _STOP, ", ".join(hung))
+
+    def reload(self, load: Callable[[], Loaded]) -> None:
+        """Take a new configuration over, or keep the old one where the new one has errors."""
+        try:
+            loaded = load()
+        except (ConfigError, OSError) as error:
+            log.error("configuration not reloaded, the old one stays in force: %s", error)  # noqa: TRY400 - for people
+            self._publish(reloaded=False)
+            return
+        if loaded.config.web != self._loaded.config.web:
+            log.warning("a change of section web takes a restart")
+        before = {owner for _, owner in monitors(self._loaded.config)}
+        self.supervisor.stop(_STOP)
+        self._loaded = loaded
+        for owner in before - {owner for _, owner in monitors(loaded.config)}:
+            self.store.clear(owner)
+        self.store.apply(_policy(loaded.config))
+        self.supervisor = self._supervise(loaded.config)
+        self.supervisor.start()
+        self._publish(reloaded=True)
+        log.info("configuration reloaded")
+
+    def look_at_ourselves(self) -> None:
+        """Do less while we cost more than we may: longer intervals over the CPU limit, no new series over memory's.
+
+        And take the reading that rates on the page are made of.
+        """
+        config = self._loaded.config
+        busy = self._process.cpu_percent() > config.general.own_cpu_limit
+        self.supervisor.slow_down(_STRETCH if busy else _CALM)
+        used, limit = self._process.memory_info().rss, config.load_config.memory_threshold
+        if self.store.admitting and used > limit:
+            log.warning("memory over load_config.memory_threshold (%d of %d bytes): no new series for now", used, limit)
+            self.store.admitting = False
+        elif used < limit * _FORGET:
+            self.store.admitting = True
+        self._rates.update(self.store.read)
+
+    # What web serves.
+
+    def metrics(self, accept: str, accept_encoding: str) -> tuple[dict[str, str], bytes]:
+        """Answer a scrape."""
+        return self.exposition.scrape(accept, accept_encoding)
+
+    def healthy(self) -> tuple[bool, str]:
+        """Say whether every monitor's thread is alive."""
+        standings = self.supervisor.standings()
+        return not any(standing.hung for standing in standings), _report(standings)
+
+    def ready(self) -> tuple[bool, str]:
+        """Say whether the first pass of every monitor is over."""
+        standings = self.supervisor.standings()
+        return all(standing.seen for standing in standings), _report(standings)
+
+    def topology(self) -> Mapping[str, object]:
+        """Give the tree of node, bridges, veths and workloads."""
+        self.refresh()
+        return as_json(build(self.store.read, self._node, self._rates))
+
+    def page(self) -> str:
+        """Draw the landing page."""
+        self.refresh()
+        status = page.Status(self._node, __version__, revision(), self._started, time.time())
+        return page.render(self.store.read, status, self._rates)
+
+    def _supervise(self, config: Config) -> Supervisor:
+        supervisor = Supervisor(self.store.owned("supervisor"))
+        for monitor, owner in monitors(config):
+            supervisor.add(monitor, self.store.owned(owner), Paths(config.paths.procfs, config.paths.sysfs))
+        return supervisor
+
+    def _publish(self, *, reloaded: bool) -> None:
+        loaded = self._loaded
+        self._own.replace(
+            {
+                "cni_exporter_build_info": {(__version__, revision(), platform.python_version()): 1.0},
+                "cni_exporter_config_info": {(loaded.sha256, loaded.preset): 1.0},
+                "cni_exporter_config_last_reload_successful": {(): float(reloaded)},
+                "cni_exporter_feature_enabled": {(n,): float(on) for n, on in loaded.config.features.items()},
+                "cni_exporter_capability": {
+                    (f"cap_{privileges.NAMES[number]}",): 1.0
+                    for number in privileges.held()
+                    if number < len(privileges.NAMES)
+                },
+            }
+        )
+
+
+def revision() -> str:
+    """Give the source revision that the build noted, or an empty text."""
+    noted = Path(__file__).with_name("REVISION")
+    return noted.read_text().strip() if noted.is_file() else ""
+
+
+def _report(standings: list[Standing]) -> str:
+    """Write a line per monitor."""
+    return "".join(
+        f"{s.monitor}: {'hung' if s.hung else 'starting' if not s.seen else s.mode}"
+        f"{f' ({s.reason})' if s.reason else ''}\n"
+        for s in standings
+    )
+
+
+def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:
+    """Run until SIGTERM or SIGINT; SIGHUP loads the configuration again. The answer is the exit status."""
+    stop, reload_ = threading.Event(), threading.Event()
+    wake = threading.Event()
+    wanted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload_}
+
+    def note(number: int, _frame: object) -> None:
+        wanted[signal.Signals(number)].set()
+        wake.set()
+
+    for number in wanted:
+        signal.signal(number, note)
+    left = privileges.keep(frozenset({privileges.SYS_PTRACE}))
+    log.info("capabilities kept: %s", ", ".join(privileges.NAMES[number] for number in sorted(left)) or "none")
+    exporter = Exporter(loaded)
+    server = exporter.serve()
+    exporter.start()
+    log.info("cni-exporter %s listens on %s, port %d", __version__, *server.address)
+    while not stop.is_set():
+        wake.wait(_LOOK)
+        wake.clear()
+        if reload_.is_set():
+            reload_.clear()
+            exporter.reload(load)
+        exporter.look_at_ourselves()
+    exporter.stop()
+    return 0

@@ -1,0 +1,5 @@
+"""Fixtures of the unit tests."""
+
+from hosts import host
+
+__all__ = ["host"]
