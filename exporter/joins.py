@@ -4,7 +4,7 @@ Flows in: the snapshots of `cni_netns_info` and `cni_container_info`. Flows out:
 workload never change while its namespace lives, because a changed label is a new series and a broken rate().
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from exporter.catalog import HOST
 from exporter.contract import Key
@@ -39,6 +39,16 @@ class Workloads:
             del self._bound[gone]
         for gone in self._first_seen.keys() - self._owners.keys():
             del self._first_seen[gone]
+
+    @property
+    def netns_ids(self) -> Set[str]:
+        """Identities of the namespaces that are there."""
+        return self._owners.keys()
+
+    @property
+    def container_ids(self) -> Set[str]:
+        """Ids of the containers that are there."""
+        return self._containers.keys()
 
     def of_netns(self, netns_id: str) -> tuple[Workload | None, bool]:
         """Give the workload of a namespace, and whether that is final; None while its series are held back."""

@@ -244,9 +244,13 @@ class Store:
         return list(sums.values())
 
     def _forget(self, table: _Table, present: set[Key]) -> None:
-        """Let go of the series whose keys are gone or whose workload has become known."""
+        """Let go of the series whose keys are gone, whose workload is gone, or whose workload has become known."""
         for key in table.series.keys() - present:
             self._release(table, key)
+        if table.family.join is not None:
+            listed = self._workloads.netns_ids if table.family.join is Join.NETNS else self._workloads.container_ids
+            for key in [key for key in table.series if key[0] not in listed]:
+                self._release(table, key)
         for key, joined in list(table.unsettled.items()):
             if self._joined(table.family, key) != (joined, False):
                 self._release(table, key)

@@ -147,11 +147,17 @@ class Runner:
             self._wake = -1
         return True
 
+    @property
+    def awaits_update(self) -> bool:
+        """Whether an event has come in that no update has followed yet."""
+        return self._events
+
     def ask(self) -> int:
         """Ask for fresh data; the answer is a ticket for `wait`, 0 where none is needed or to be had."""
         age = self.monitor.max_age
         with self._turn:
-            if age is None or self._source is None or time.monotonic() - self._fresh_at <= age:
+            fresh = age is None or time.monotonic() - self._fresh_at <= age
+            if self._source is None or (fresh and not self._events):
                 return 0
             self._asked += 1
             ticket = self._asked
@@ -357,10 +363,12 @@ class Supervisor:
     def refresh(self, timeout: float) -> None:
         """Bring what is older than its `max_age` up to date, waiting at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        tickets = [(runner, runner.ask()) for runner in self.runners]
-        for runner, ticket in tickets:
-            if ticket and not runner.wait(ticket, deadline):
-                log.warning("%s: no fresh data within %s s, the scrape goes on without", runner.monitor.name, timeout)
+        for late in (False, True):  # the second round is for events that came in during the first
+            runners = [runner for runner in self.runners if runner.awaits_update or not late]
+            for runner, ticket in [(runner, runner.ask()) for runner in runners]:
+                if ticket and not runner.wait(ticket, deadline):
+                    name = runner.monitor.name
+                    log.warning("%s: no fresh data within %s s, the scrape goes on without", name, timeout)
 
     def standings(self) -> list[Standing]:
         """Say where each monitor stands."""

@@ -27,7 +27,7 @@ _ALTERNATIVES = {
 _PLUGIN_DIRECTORIES = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
 
 # Every process that a test starts inherits this, also one that has left its parent.
-_SESSION = f"CNI_EXPORTER_TEST_SESSION={os.getpid()}"
+_SESSION = f"TEST_SESSION_OF_CNI_EXPORTER={os.getpid()}"
 _GRACE_SECONDS = 5.0
 
 _RAN_REAL = pytest.StashKey[bool]()

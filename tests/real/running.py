@@ -52,12 +52,14 @@ class Running:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = directory / f"exporter-{self.port}.log"
-        configuration = directory / f"exporter-{self.port}.json"
-        configuration.write_text(json.dumps(settings))
+        if settings:
+            configuration = directory / f"exporter-{self.port}.json"
+            configuration.write_text(json.dumps(settings))
+            flags = (f"--config={configuration}", *flags)
         address = f"--web.listen-address=127.0.0.1:{self.port}"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, sys.executable, "-m", "exporter", "run", f"--config={configuration}", address, *flags],
+                [*command, sys.executable, "-m", "exporter", "run", address, *flags],
                 stdout=log,
                 stderr=log,
             )

@@ -98,15 +98,17 @@ def test_a_pod_of_the_cri_has_its_namespace_and_name_and_packets_are_counted_exa
     containerd: Containerd, exporter: Callable[..., Running]
 ) -> None:
     sandbox, _ = containerd.run("cart-1", "app", "shop")
+    containerd.run("neighbour", "app", "shop")
     running = exporter(only_cri(containerd))
-    scrape = running.until(lambda scrape: scrape.all(TRANSMIT, pod="cart-1"))
+    scrape = running.until(lambda scrape: scrape.all(TRANSMIT, pod="cart-1") and scrape.all(TRANSMIT, pod="neighbour"))
     ((labels, _),) = scrape.all(TRANSMIT, pod="cart-1")
     assert (labels["namespace"], labels["container"]) == ("shop", "")
     assert scrape.all("cni_container_memory_working_set_bytes", namespace="shop", pod="cart-1", container="app")
     ((info, _),) = scrape.all("cni_container_info", container_id=sandbox)
     device = labels["device"]
     pid = process_in(scrape, info["container_id"])
-    counted(running, device, pid, gateway_of(device), namespace="shop", pod="cart-1", container="")
+    ((neighbour, _),) = scrape.all("cni_container_network_info", pod="neighbour", container="")
+    counted(running, device, pid, neighbour["ip"], namespace="shop", pod="cart-1", container="")
 
 
 def process_in(scrape: Scrape, container_id: str) -> int:

@@ -1,7 +1,7 @@
 """A real Prometheus scrapes a target and answers every query that we ship.
 
 The target is synthetic, made from the catalogue: every family, with values that grow. Point the same tests at a running
-exporter with CNI_EXPORTER_URL, or import them into another module that has its own fixture `exporter_url`.
+exporter with EXPORTER_URL, or import them into another module that has its own fixture `exporter_url`.
 """
 
 import itertools
@@ -101,8 +101,8 @@ class _Exposition(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def exporter_url() -> Iterator[str]:
-    """URL to scrape: CNI_EXPORTER_URL, else the synthetic target."""
-    if url := os.environ.get("CNI_EXPORTER_URL"):
+    """URL to scrape: EXPORTER_URL, else the synthetic target."""
+    if url := os.environ.get("EXPORTER_URL"):
         yield url
         return
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Exposition)

@@ -114,6 +114,15 @@ def test_what_is_gone_is_gone_at_once(store: Store) -> None:
     assert store.read(BYTES) == []
 
 
+def test_a_container_that_is_gone_takes_every_monitors_series_along(store: Store) -> None:
+    """Another monitor may still list it for a while; its name is no longer anybody's."""
+    containers(store, ("c1", "", "", "web"))
+    store.owned("namespaces").replace({"cni_container_processes": {("c1",): 3.0}})
+    assert store.read("cni_container_processes")
+    containers(store)
+    assert store.read("cni_container_processes") == []
+
+
 def test_two_namespaces_of_one_name_are_summed_and_never_go_backwards(store: Store) -> None:
     containers(store, ("c1", "", "", "web"), ("c2", "", "", "web"))
     netns(store, ("11:7", "c1"), ("12:8", "c2"))
