@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from recorder import Recorder
 
-from exporter.contract import Paths
+from exporter.contract import Context, Paths
 from exporter.host.netlink import Dump
 from exporter.host.netlink_messages import Counters, Link, News
 from exporter.monitors.links import source
@@ -63,6 +63,13 @@ class Host:
         for file in (*FILES, "stat"):
             (home / "net" / file).hardlink_to(self.networks / network / file)
         (home / "ns/net").hardlink_to(self.networks / network / "ns")
+        for kind in ("pid", "mnt", "user", "ipc", "uts", "cgroup"):
+            namespace = self.networks.parent / f"{network}-{kind}"
+            namespace.touch()
+            if kind != "pid" or pid != os.getpid():
+                (home / "ns" / kind).hardlink_to(namespace)
+        (home / "status").write_text(f"NSpid:\t{pid}\t1\n")
+        (home / "uid_map").write_text("         0          0 4294967295\n")
         (home / "cgroup").write_text(f"0::/docker/{container}\n" if container else "0::/init.scope\n")
         (home / "stat").write_text(f"{pid} (sleep) S " + "0 " * 18 + f"{started} 0\n")
 
@@ -84,9 +91,9 @@ class Host:
         link = Link(ifindex, f"veth{ifindex}", kind, peer, None if network is None else nsid, 0, False, COUNTERS)  # noqa: FBT003
         self.links.append(link)
 
-    def open(self, kind: type[LinksSource] = NetlinkSource) -> LinksSource:
+    def open(self, kind: type[LinksSource] = NetlinkSource, context: Context | None = None) -> LinksSource:
         opened = kind(itertools.count(1), lambda: self.now)
-        opened.open(self.recorder)
+        opened.open(context or self.recorder)
         return opened
 
     def value(self, family: str, *key: str) -> float:

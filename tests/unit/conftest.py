@@ -1,5 +1,6 @@
 """Fixtures of the unit tests."""
 
+from engines import daemon
 from hosts import host
 
-__all__ = ["host"]
+__all__ = ["daemon", "host"]
