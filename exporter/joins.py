@@ -4,7 +4,8 @@ Flows in: the snapshots of `cni_netns_info` and `cni_container_info`. Flows out:
 workload never change while its namespace lives, because a changed label is a new series and a broken rate().
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 from exporter.catalog import HOST
 from exporter.contract import Key
@@ -41,12 +42,12 @@ class Workloads:
             del self._first_seen[gone]
 
     @property
-    def netns_ids(self) -> Set[str]:
+    def netns_ids(self) -> AbstractSet[str]:
         """Identities of the namespaces that are there."""
         return self._owners.keys()
 
     @property
-    def container_ids(self) -> Set[str]:
+    def container_ids(self) -> AbstractSet[str]:
         """Ids of the containers that are there."""
         return self._containers.keys()
 

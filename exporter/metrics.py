@@ -108,6 +108,9 @@ class Store:
     ) -> None:
         """Make an empty store."""
         self._tables = {name: _Table(family, family.cap) for name, family in families.items()}
+        for table in self._tables.values():
+            if table.family.kind is Kind.HISTOGRAM and not table.family.key:
+                table.histograms[()] = [0.0] * (len(table.family.buckets) + 2)  # there from the start, as counters are
         self._clock = clock
         self._writing = threading.Lock()
         self._collecting = threading.Lock()

@@ -27,6 +27,7 @@ _BURST = 1.0  # seconds of such work that may be done at once
 _GATHER = 0.02  # seconds between two such updates: one container's start is a dozen events
 _HUNG = 60.0  # a heartbeat older than this many seconds is a hung monitor
 _TICK = 1.0  # longest sleep between heartbeats, in seconds
+_FAILED = "source_failed"  # the kind of error that ends a source; the other kinds are the sources' own
 _REASON = 160  # characters of a reason that are kept
 
 
@@ -111,6 +112,7 @@ class Runner:
         self._thread = threading.Thread(target=self._run, name=monitor.name, daemon=True)
         own.add("cni_exporter_monitor_restarts_total", (monitor.name,), 0)
         own.add("cni_exporter_monitor_queue_dropped_total", (monitor.name,), 0)
+        own.add("cni_exporter_monitor_errors_total", (monitor.name, _FAILED), 0)
 
     # What a source sees.
 
@@ -281,6 +283,7 @@ class Runner:
     def _fail(self, rung: _Rung, error: Exception) -> None:
         """Leave a rung whose source failed; the next step looks for another."""
         self._own.add("cni_exporter_monitor_restarts_total", (self.monitor.name,))
+        self._own.add("cni_exporter_monitor_errors_total", (self.monitor.name, _FAILED))
         self._refuse(rung, error)
         self._drop_source()
 

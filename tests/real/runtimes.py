@@ -386,7 +386,8 @@ def dockerd(need: Callable[[str], str]) -> Iterator[Dockerd]:
     """A running dockerd."""
     for component in ("root", "dockerd", "containerd", "runc", "busybox", "ip"):
         need(component)
-    yield from _running(Dockerd)
+    with running(Dockerd) as daemon:
+        yield daemon
 
 
 @pytest.fixture
@@ -394,10 +395,12 @@ def containerd(need: Callable[[str], str]) -> Iterator[Containerd]:
     """A running containerd with its CRI."""
     for component in ("root", "containerd", "ctr", "runc", "busybox", "ip", "cni-plugins"):
         need(component)
-    yield from _running(Containerd)
+    with running(Containerd) as daemon:
+        yield daemon
 
 
-def _running(make: Callable[[Path], Any]) -> Iterator[Any]:
+@contextlib.contextmanager
+def running(make: Callable[[Path], Any]) -> Iterator[Any]:
     """Start a daemon in a directory with a short path, and leave nothing of it."""
     with tempfile.TemporaryDirectory(prefix="cni-", ignore_cleanup_errors=True) as directory:
         daemon = make(Path(directory))

@@ -201,5 +201,6 @@ def test_errors_and_losses_are_counted(house: tuple[Supervisor, Store]) -> None:
     run(house, Scripted("best", [], []))
     house[0].runners[0].error("netlink", "truncated message")
     house[0].runners[0].dropped(7)
-    assert value(house, "errors_total") == 1
+    kinds = {labels["kind"]: count for labels, count in house[1].read("cni_exporter_monitor_errors_total")}
+    assert kinds == {"netlink": 1, "source_failed": 0}
     assert value(house, "queue_dropped_total") == 7
