@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 EXPORTER = Path(sys.executable).with_name("cni-exporter")
 ROUNDS = 11
 _START_SECONDS = 20.0
+_SETTLED = 4.0  # seconds until 250 containers have their names
+_ENCODED = "cni_veth_receive_bytes_total"
 _BETWEEN_SCRAPES = 1.2  # longer than any monitor's max_age, so that each scrape pays for its update
 
 Probe = Callable[[], float]
@@ -171,6 +173,64 @@ def memory() -> Iterator[Pair]:
 
 
 @contextlib.contextmanager
+def crowded_scrape() -> Iterator[Pair]:
+    """One full scrape with 1,000 veths of 250 containers on the host, against node_exporter's of the same host."""
+    with crowd(), node_exporter() as reference, our_exporter() as ours:
+        time.sleep(_SETTLED)
+        yield ours.scrape_cpu_seconds, reference.scrape_cpu_seconds
+
+
+@contextlib.contextmanager
+def crowded_memory() -> Iterator[Pair]:
+    """Resident memory with 1,000 veths of 250 containers, against node_exporter's."""
+    with crowd(), node_exporter() as reference, our_exporter() as ours:
+        time.sleep(_SETTLED)
+        for server in (ours, reference) * 3:
+            server.scrape_cpu_seconds()
+        yield lambda: resident_bytes(ours.pid), lambda: resident_bytes(reference.pid)
+
+
+def crowd() -> contextlib.AbstractContextManager[object]:
+    """Make the veths and containers. Raises Absent for who may not."""
+    if os.geteuid() != 0:
+        raise Absent("namespaces, veths and control groups are made by root alone")
+    sys.path.insert(0, str(ROOT / "tests" / "real"))
+    from scale import crowded  # noqa: PLC0415 - the tests' own
+
+    return crowded()
+
+
+@contextlib.contextmanager
+def encoding() -> Iterator[Pair]:
+    """10,000 samples with four labels as text, against prometheus_client's encoder."""
+    from prometheus_client import generate_latest  # noqa: PLC0415 - the reference
+    from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415
+
+    from exporter.exposition import lines  # noqa: PLC0415
+    from exporter.metrics import Policy, Store  # noqa: PLC0415
+
+    store = Store(Policy(limits={_ENCODED: 20_000}, grace=0.0))
+    store.owned("links").replace({"cni_netns_info": {("1:1", "(host)", "1", "false"): 1.0}})
+    store.owned("links").replace({_ENCODED: {("1:1", f"veth{i:08x}"): 1e6 + i for i in range(10_000)}})
+    family = CounterMetricFamily(_ENCODED, "Bytes.", labels=("device", "namespace", "pod", "container"))
+    for i in range(10_000):
+        family.add_metric((f"veth{i:08x}", "", "", "(host)"), 1e6 + i)
+    reference = type("Registry", (), {"collect": lambda _: [family]})()
+
+    def ours() -> float:
+        began = time.process_time()
+        "".join(lines(store.collect(), openmetrics=False)).encode()
+        return time.process_time() - began
+
+    def library() -> float:
+        began = time.process_time()
+        generate_latest(reference)
+        return time.process_time() - began
+
+    yield ours, library
+
+
+@contextlib.contextmanager
 def start() -> Iterator[Pair]:
     """The command line up to its help text, against a bare Python."""
     yield (
@@ -182,6 +242,9 @@ def start() -> Iterator[Pair]:
 CASES: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager[Pair]]]] = {
     "scrape": ("cpu seconds", scrape),
     "memory": ("bytes", memory),
+    "crowded-scrape": ("cpu seconds", crowded_scrape),
+    "crowded-memory": ("bytes", crowded_memory),
+    "encoding": ("cpu seconds", encoding),
     "start": ("cpu seconds", start),
 }
 """Name: unit, and what opens the pair of probes. Raise Absent where the reference is not installed."""

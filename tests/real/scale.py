@@ -4,6 +4,7 @@ Flows in: how many. Flows out: processes in network namespaces of their own, eac
 names them, each with veths to the host. Everything is gone when the block ends.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def _hierarchies() -> list[Path]:
 @contextmanager
 def crowded(containers: int = 250, veths: int = 4) -> Iterator[list[str]]:
     """Make containers with `veths` veths each; the value is their ids."""
-    ids = [f"{number:064x}" for number in range(0xC0FFEE, 0xC0FFEE + containers)]
+    ids = [hashlib.sha256(f"{_PREFIX}{number}".encode()).hexdigest() for number in range(containers)]
     groups = {cid: [hierarchy / "docker" / cid for hierarchy in _hierarchies()] for cid in ids}
     for paths in groups.values():
         for path in paths:
