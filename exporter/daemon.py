@@ -260,7 +260,7 @@ def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:
 
     for number in wanted:
         signal.signal(number, note)
-    left = privileges.keep(frozenset({privileges.SYS_PTRACE}))
+    left = privileges.keep(frozenset(map(privileges.NAMES.index, loaded.config.general.keep_capabilities)))
     log.info("capabilities kept: %s", ", ".join(privileges.NAMES[number] for number in sorted(left)) or "none")
     exporter = Exporter(loaded)
     server = exporter.serve()

@@ -42,6 +42,11 @@ class General(_Section):
         default=None, description="Short form of `container_config.discovery_interval`."
     )
     enable_load_management: _On = Field(default=True, description="Sample and filter events under load.")
+    keep_capabilities: tuple[Literal["sys_ptrace", "dac_read_search"], ...] = Field(
+        default=("sys_ptrace", "dac_read_search"),
+        description="Linux capabilities that are kept as root: `sys_ptrace` for the inventory of namespaces, "
+        "`dac_read_search` for sockets in directories that not even root may search; empty: none.",
+    )
     own_cpu_limit: Annotated[float, Number(1.0, 10_000.0)] = Field(
         default=50.0, description="CPU use of the exporter, in percent of a core, above which it observes less often."
     )

@@ -254,3 +254,17 @@ def test_a_hangup_loads_the_configuration_again(exporter: Callable[..., Running]
     running.process.send_signal(signal.SIGHUP)
     running.until(lambda scrape: scrape.value("cni_exporter_config_last_reload_successful") == 1)
     assert running.scrape().all("cni_exporter_config_info")[0][0]["sha256"] != before
+
+
+@pytest.mark.real("dockerd", "root")
+def test_a_socket_in_a_directory_that_nobody_may_search_is_reached_as_root(
+    dockerd: Dockerd, exporter: Callable[..., Running]
+) -> None:
+    """containerd's shim makes such directories; without the capability the reason is told."""
+    Path(dockerd.socket).parent.chmod(0o600)
+    settings = only_docker(dockerd)
+    exporter(settings).until(lambda scrape: mode(scrape, "docker") == "events")
+    bare = exporter(settings | {"general": {"keep_capabilities": []}})
+    scrape = bare.until(lambda scrape: mode(scrape, "docker") == "absent")
+    assert "no permission" in scrape.all("cni_exporter_monitor_mode_info", monitor="docker")[0][0]["reason"]
+    assert not scrape.all("cni_exporter_capability")
