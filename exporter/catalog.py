@@ -35,6 +35,7 @@ HOST = "(host)"
 """Owner, and then `container` label, of the host's own network namespace; no container can have this name."""
 
 NETNS_INFO = "cni_netns_info"
+NETNS_ALIAS = "cni_netns_alias"
 CONTAINER_INFO = "cni_container_info"
 
 
@@ -56,6 +57,8 @@ class Family:
     """Series at most; what is over it is counted in `cni_exporter_series_dropped_total`."""
     buckets: tuple[float, ...] = field(default=())
     """Upper bounds of a histogram, in base units, without +Inf."""
+    internal: bool = False
+    """Used by the joins and not exported."""
     secret: tuple[str, str] | None = None
     """A label that names something and the label that holds its value: the redaction gate judges them together."""
 
@@ -243,6 +246,17 @@ _LINKS = (
     _by_netns("cni_netns_tcp_connections", "TCP sockets by state.", Kind.GAUGE, ("state",), 20000),
 )
 
+_KERNEL = (
+    Family(
+        NETNS_ALIAS,
+        "A network namespace as the kernel programs know it, and the label under which the link monitor may list it.",
+        "kernel",
+        labels=("netns_id", "netns"),
+        cap=5000,
+        internal=True,
+    ),
+)
+
 _EXPORTER = (
     Family(
         "cni_exporter_build_info", "The running build.", "exporter", labels=("version", "revision", "python_version")
@@ -349,4 +363,6 @@ _EXPORTER = (
     ),
 )
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (*_RUNTIMES, *_NAMESPACES, *_LINKS, *_EXPORTER)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (*_RUNTIMES, *_NAMESPACES, *_LINKS, *_KERNEL, *_EXPORTER)
+}

@@ -33,6 +33,12 @@ class Families(Protocol):
     def add(self, family: str, key: Key = (), amount: float = 1.0) -> None:
         """Raise a counter of our own (not one that is read from the kernel) by `amount` >= 0."""
 
+    def replace_histograms(self, snapshots: Mapping[str, Mapping[Key, Sequence[float]]]) -> None:
+        """Swap whole histograms that are counted elsewhere.
+
+        A state is the count of each bucket (not cumulative; the last is +Inf's), then the sum of the observations.
+        """
+
     def observe(self, family: str, value: float, key: Key = ()) -> None:
         """Put one observation, in base units, into a histogram."""
 

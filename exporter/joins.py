@@ -4,7 +4,7 @@ Flows in: the snapshots of `cni_netns_info` and `cni_container_info`. Flows out:
 workload never change while its namespace lives, because a changed label is a new series and a broken rate().
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
 from exporter.catalog import HOST
@@ -26,13 +26,23 @@ class Workloads:
         self._bound: dict[str, Workload] = {}
         self._first_seen: dict[str, float] = {}
         self._owners: dict[str, str] = {}
+        self._by_label: dict[str, str] = {}
+        self._aliases: dict[str, str] = {}
         self._labels: dict[str, str] = {}
         self._containers: dict[str, Workload] = {}
         self._now = 0.0
 
-    def learn(self, netns: Mapping[Key, float], containers: Mapping[Key, float], now: float) -> None:
-        """Take the two info families in; what they no longer list is forgotten. `now` is monotonic seconds."""
+    def learn(
+        self, netns: Mapping[Key, float], containers: Mapping[Key, float], aliases: Iterable[Key], now: float
+    ) -> None:
+        """Take the info families in; what they no longer list is forgotten. `now` is monotonic seconds.
+
+        `aliases` are pairs of an identity as the kernel programs know it (inode:cookie) and the label under which who
+        may not look into the namespace lists it (proc-inode).
+        """
         self._now = now
+        self._by_label = {_label(key[0]): key[0] for key in netns}
+        self._aliases = {key[0]: key[1] for key in aliases}
         self._owners = {key[0]: key[1] for key in netns}
         self._labels = {key[1]: key[2] for key in netns if key[1]}
         self._containers = {key[0]: (key[1], key[2], key[3]) for key in containers}
@@ -41,10 +51,19 @@ class Workloads:
         for gone in self._first_seen.keys() - self._owners.keys():
             del self._first_seen[gone]
 
-    @property
-    def netns_ids(self) -> AbstractSet[str]:
-        """Identities of the namespaces that are there."""
-        return self._owners.keys()
+    def listed(self, netns_id: str) -> str:
+        """Give the identity under which a namespace is listed; empty where it is not there.
+
+        The kernel programs' identity holds a cookie. The link monitor may know no cookie (a kernel before 6.18), or
+        not even the inode (no privileges): then inode, or the alias, must do, and a cookie that differs never does.
+        """
+        if netns_id in self._owners:
+            return netns_id
+        for label in (_label(netns_id), self._aliases.get(netns_id, "")):
+            known = self._by_label.get(label, "")
+            if known.startswith(f"{label}:g"):
+                return known
+        return ""
 
     @property
     def container_ids(self) -> AbstractSet[str]:
@@ -56,9 +75,10 @@ class Workloads:
         bound = self._bound.get(netns_id)
         if bound is not None:
             return bound, True
-        owner = self._owners.get(netns_id)
-        if owner is None:
-            return None, False
+        listed = self.listed(netns_id)
+        if listed != netns_id:
+            return self.of_netns(listed) if listed else (None, False)
+        owner = self._owners[netns_id]
         workload = ("", "", HOST) if owner == HOST else self._network_of(owner)
         if workload is None:
             waited = self._now - self._first_seen.setdefault(netns_id, self._now)
@@ -84,3 +104,8 @@ class Workloads:
             return None
         namespace, pod, container = names
         return (namespace, pod, "" if pod else container)
+
+
+def _label(netns_id: str) -> str:
+    """Give the part of an identity that is exported: the inode, or what stands for it."""
+    return netns_id.partition(":")[0]

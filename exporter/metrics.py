@@ -7,10 +7,10 @@ encoded label set is kept with its series, so that a scrape formats values alone
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from exporter.catalog import CONTAINER_INFO, FAMILIES, NETNS_INFO, WORKLOAD, Family, Join, Kind
+from exporter.catalog import CONTAINER_INFO, FAMILIES, NETNS_ALIAS, NETNS_INFO, WORKLOAD, Family, Join, Kind
 from exporter.contract import Key
 from exporter.joins import Workloads
 from exporter.privacy import DEFAULT, Rules
@@ -19,7 +19,7 @@ _INTERNED = 100_000  # label values whose redaction is remembered
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Series:
     """One exported label set. Several keys may share it (a restarted container's two namespaces): they are summed."""
 
@@ -33,7 +33,7 @@ class Series:
     round: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Table:
     """A family, what was written to it, and the series that its keys have become."""
 
@@ -64,22 +64,26 @@ class Collected:
 class OwnedFamilies:
     """What one monitor may write: the `Families` of its context."""
 
-    def __init__(self, store: "Store", owner: str) -> None:
-        """Bind the store to the owner whose families may be written."""
+    def __init__(self, store: "Store", owners: frozenset[str]) -> None:
+        """Bind the store to the owners whose families may be written."""
         self._store = store
-        self._owner = owner
+        self._owners = owners
 
     def replace(self, snapshots: Mapping[str, Mapping[Key, float]]) -> None:
         """Swap whole families in one step. Raises ValueError for a family of another owner."""
-        self._store.replace(self._owner, snapshots)
+        self._store.replace(self._owners, snapshots)
 
     def add(self, family: str, key: Key = (), amount: float = 1.0) -> None:
         """Raise a counter. Raises ValueError for another owner's family, a wrong key or a negative amount."""
-        self._store.add(self._owner, family, key, amount)
+        self._store.add(self._owners, family, key, amount)
+
+    def replace_histograms(self, snapshots: Mapping[str, Mapping[Key, Sequence[float]]]) -> None:
+        """Swap whole histograms. Raises ValueError as `add` does, and for a state that does not fit the buckets."""
+        self._store.replace_histograms(self._owners, snapshots)
 
     def observe(self, family: str, value: float, key: Key = ()) -> None:
         """Put one observation into a histogram. Raises ValueError as `add` does."""
-        self._store.observe(self._owner, family, value, key)
+        self._store.observe(self._owners, family, value, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,22 +135,22 @@ class Store:
                 table.cap = policy.limits.get(name, table.family.cap)
                 table.series, table.by_text, table.unsettled = {}, {}, {}
 
-    def owned(self, owner: str) -> OwnedFamilies:
-        """Give the view through which `owner` writes."""
-        return OwnedFamilies(self, owner)
+    def owned(self, *owners: str) -> OwnedFamilies:
+        """Give the view through which a monitor writes the families of these owners."""
+        return OwnedFamilies(self, frozenset(owners))
 
-    def replace(self, owner: str, snapshots: Mapping[str, Mapping[Key, float]]) -> None:
-        """Swap families of `owner` in one step; the mappings belong to the store afterwards."""
-        tables = [(self._table(owner, name), snapshot) for name, snapshot in snapshots.items()]
+    def replace(self, owners: frozenset[str], snapshots: Mapping[str, Mapping[Key, float]]) -> None:
+        """Swap families of `owners` in one step; the mappings belong to the store afterwards."""
+        tables = [(self._table(owners, name), snapshot) for name, snapshot in snapshots.items()]
         for table, snapshot in tables:
             self._check_width(table.family, next(iter(snapshot), None))
         with self._writing:
             for table, snapshot in tables:
                 table.values, table.replaced = snapshot, True
 
-    def add(self, owner: str, name: str, key: Key, amount: float) -> None:
-        """Raise a counter of `owner`."""
-        table = self._table(owner, name)
+    def add(self, owners: frozenset[str], name: str, key: Key, amount: float) -> None:
+        """Raise a counter of `owners`."""
+        table = self._table(owners, name)
         self._check_width(table.family, key)
         if not amount >= 0:
             raise ValueError(f"{name}: a counter cannot be raised by {amount}")
@@ -155,9 +159,9 @@ class Store:
             values[key] = values.get(key, 0.0) + amount
             table.values = values
 
-    def observe(self, owner: str, name: str, value: float, key: Key) -> None:
-        """Put one observation into a histogram of `owner`."""
-        table = self._table(owner, name)
+    def observe(self, owners: frozenset[str], name: str, value: float, key: Key) -> None:
+        """Put one observation into a histogram of `owners`."""
+        table = self._table(owners, name)
         self._check_width(table.family, key)
         if table.family.kind is not Kind.HISTOGRAM or math.isnan(value):
             raise ValueError(f"{name}: cannot observe {value}")
@@ -168,12 +172,26 @@ class Store:
             state[slot] += 1
             state[-1] += value
 
+    def replace_histograms(
+        self, owners: frozenset[str], snapshots: Mapping[str, Mapping[Key, Sequence[float]]]
+    ) -> None:
+        """Swap histograms of `owners` that are counted elsewhere, in one step."""
+        tables = [(self._table(owners, name), snapshot) for name, snapshot in snapshots.items()]
+        for table, snapshot in tables:
+            for key, state in snapshot.items():
+                self._check_width(table.family, key)
+                if table.family.kind is not Kind.HISTOGRAM or len(state) != len(table.family.buckets) + 2:
+                    raise ValueError(f"{table.family.name}: {len(state)} figures do not fit its buckets")
+        with self._writing:
+            for table, snapshot in tables:
+                table.histograms, table.replaced = {key: list(state) for key, state in snapshot.items()}, True
+
     def clear(self, owner: str) -> None:
         """Empty what `owner` has replaced: it no longer runs. Its own counters stay."""
         with self._writing:
             for table in self._tables.values():
                 if table.family.owner == owner and table.replaced:
-                    table.values = {}
+                    table.values, table.histograms = {}, {}
 
     def read(self, name: str) -> list[tuple[Mapping[str, str], float]]:
         """Give a family's series as they would be scraped now: (labels, value)."""
@@ -188,14 +206,15 @@ class Store:
             self._learn()
             self.held = 0
             own = [table for table in self._tables.values() if table.family.owner == "metrics"]
-            families = [self._collect_family(table) for table in self._tables.values() if table not in own]
+            shown = [table for table in self._tables.values() if table not in own and not table.family.internal]
+            families = [self._collect_family(table) for table in shown]
             self._account(families)
             return families + [self._collect_family(table) for table in own]
 
-    def _table(self, owner: str, name: str) -> _Table:
+    def _table(self, owners: frozenset[str], name: str) -> _Table:
         table = self._tables.get(name)
-        if table is None or table.family.owner != owner:
-            raise ValueError(f"{name} is no family of {owner}: see exporter/catalog.py")
+        if table is None or table.family.owner not in owners:
+            raise ValueError(f"{name} is no family of {', '.join(sorted(owners))}: see exporter/catalog.py")
         return table
 
     @staticmethod
@@ -205,9 +224,10 @@ class Store:
 
     def _learn(self) -> None:
         with self._writing:
-            netns, containers = self._tables[NETNS_INFO].values, self._tables[CONTAINER_INFO].values
-            netns, containers = dict(netns), dict(containers)
-        self._workloads.learn(netns, containers, self._clock())
+            netns, containers, aliases = (
+                dict(self._tables[name].values) for name in (NETNS_INFO, CONTAINER_INFO, NETNS_ALIAS)
+            )
+        self._workloads.learn(netns, containers, aliases, self._clock())
 
     def _collect_family(self, table: _Table) -> Collected:
         with self._writing:
@@ -251,8 +271,8 @@ class Store:
         for key in table.series.keys() - present:
             self._release(table, key)
         if table.family.join is not None:
-            listed = self._workloads.netns_ids if table.family.join is Join.NETNS else self._workloads.container_ids
-            for key in [key for key in table.series if key[0] not in listed]:
+            there = self._workloads.listed if table.family.join is Join.NETNS else self._workloads.of_container
+            for key in [key for key in table.series if not there(key[0])]:
                 self._release(table, key)
         for key, joined in list(table.unsettled.items()):
             if self._joined(table.family, key) != (joined, False):
@@ -337,4 +357,4 @@ class Store:
             "cni_exporter_series_dropped_total": {(name,): float(self._tables[name].dropped) for name in told},
             "cni_exporter_series_held": {(): float(self.held)},
         }
-        self.replace("metrics", {name: values for name, values in own.items() if name in self._tables})
+        self.replace(frozenset({"metrics"}), {name: values for name, values in own.items() if name in self._tables})

@@ -22,7 +22,9 @@ The limit is the number of series that a family may have; `metrics.series_limits
 def metrics() -> str:
     """Write the page."""
     parts = [_INTRO]
-    for owner, families in groupby(FAMILIES.values(), key=lambda family: family.owner):
+    for owner, families in groupby(
+        (family for family in FAMILIES.values() if not family.internal), key=lambda family: family.owner
+    ):
         parts.append(f"\n## {owner}\n\n| family | type | labels | limit | meaning |\n|---|---|---|---|---|\n")
         parts.extend(_row(family) for family in families)
     return "".join(parts)

@@ -3,7 +3,7 @@
 Flows in: families, errors and wakes of a source under test. Flows out: plain dictionaries and lists.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exporter.catalog import FAMILIES
@@ -16,6 +16,8 @@ class RecordedFamilies:
 
     snapshots: dict[str, dict[Key, float]] = field(default_factory=dict)
     """What `replace` wrote last, by family; counters of `add` are here too."""
+    histograms: dict[str, dict[Key, tuple[float, ...]]] = field(default_factory=dict)
+    """What `replace_histograms` wrote last, by family."""
     observations: dict[str, list[tuple[Key, float]]] = field(default_factory=dict)
     """What `observe` wrote, in order, by family."""
 
@@ -35,6 +37,14 @@ class RecordedFamilies:
     def observe(self, family: str, value: float, key: Key = ()) -> None:
         _check(family, key)
         self.observations.setdefault(family, []).append((key, value))
+
+    def replace_histograms(self, snapshots: Mapping[str, Mapping[Key, Sequence[float]]]) -> None:
+        for name, series in snapshots.items():
+            for key, state in series.items():
+                _check(name, key)
+                if len(state) != len(FAMILIES[name].buckets) + 2:
+                    raise ValueError(f"{name}: {len(state)} figures do not fit its buckets")
+            self.histograms[name] = {key: tuple(state) for key, state in series.items()}
 
     def value(self, family: str, key: Key = ()) -> float:
         """One sample; KeyError where it was not written."""

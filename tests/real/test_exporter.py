@@ -260,7 +260,7 @@ def test_a_hangup_loads_the_configuration_again(exporter: Callable[..., Running]
 def test_a_socket_in_a_directory_that_nobody_may_search_is_reached_as_root(
     dockerd: Dockerd, exporter: Callable[..., Running]
 ) -> None:
-    """containerd's shim makes such directories; without the capability the reason is told."""
+    """Containerd's shim makes such directories; without the capability the reason is told."""
     Path(dockerd.socket).parent.chmod(0o600)
     settings = only_docker(dockerd)
     exporter(settings).until(lambda scrape: mode(scrape, "docker") == "events")

@@ -153,6 +153,23 @@ def test_the_unknown_are_summed_and_never_go_backwards(store: Store, clock: Cloc
     assert [value for _, value in store.read(RESETS)] == [43.0]
 
 
+@pytest.mark.parametrize("listed", ["11:7", "11:g1", "proc-99:g1"])
+def test_a_namespace_known_to_the_kernel_by_its_cookie_is_found(store: Store, listed: str) -> None:
+    """By cookie, by inode where the link monitor knows no cookie, by alias where it may not even see the inode."""
+    netns(store, (listed, "c1"))
+    containers(store, ("c1", "", "", "web"))
+    store.owned("kernel").replace({"cni_netns_alias": {("11:7", "proc-99"): 1.0}})
+    store.owned("links").replace({RESETS: {("11:7",): 1.0}})
+    assert [labels["container"] for labels, _ in store.read(RESETS)] == ["web"]
+
+
+def test_a_cookie_that_differs_is_another_namespace(store: Store) -> None:
+    netns(store, ("11:8", "c1"))
+    containers(store, ("c1", "", "", "web"))
+    store.owned("links").replace({RESETS: {("11:7",): 1.0}})
+    assert store.read(RESETS) == []
+
+
 def test_a_container_knows_its_network_namespace(store: Store) -> None:
     netns(store, ("11:7", "c1"))
     containers(store, ("c1", "", "", "web"))
