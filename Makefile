@@ -13,16 +13,19 @@ BUILD_INPUTS := pyproject.toml hatch_build.py exporter/monitors/runtimes/cri.pro
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test check golden bench clean system test-system
+.PHONY: help run test test-kernels check golden bench clean system test-system
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 run: system $(VENV)/.runtime ## Install what is missing and run the exporter in the foreground (ARGS="--log.level debug")
 	$(BIN)/cni-exporter run $(ARGS)
 
 test: test-system check ## Install what is missing, check the code, run every test (PYTEST_ARGS="-k links")
 	$(BIN)/python -m pytest -ra $(PYTEST_ARGS)
+
+test-kernels: test-system $(VENV)/.dev ## Run the kernel tests on Debian's kernels in QEMU (PYTEST_ARGS="-k 6.12")
+	$(BIN)/python -m pytest -ra -m kernels $(PYTEST_ARGS) tests/real/test_kernels.py
 
 check: $(VENV)/.dev ## Lint, format, types and import contracts
 	$(BIN)/ruff check .

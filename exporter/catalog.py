@@ -36,6 +36,14 @@ HOST = "(host)"
 
 NETNS_INFO = "cni_netns_info"
 NETNS_ALIAS = "cni_netns_alias"
+CONNECT_DURATION = "cni_tcp_connect_duration_seconds"
+PLUGIN_DURATION = "cni_plugin_duration_seconds"
+NETNS_LIFETIME = "cni_netns_lifetime_seconds"
+LIFECYCLE_FAMILIES = (
+    *("cni_netns_created_total", "cni_netns_destroyed_total", NETNS_LIFETIME),
+    *("cni_veth_created_total", "cni_veth_deleted_total", "cni_veth_moved_total"),
+)
+"""Families that the kernel programs serve where they can, and the link monitor elsewhere; both mean the same."""
 CONTAINER_INFO = "cni_container_info"
 
 
@@ -83,6 +91,16 @@ def _by_netns(
 def _by_container(name: str, help_: str, kind: Kind = Kind.GAUGE, labels: tuple[str, ...] = ()) -> Family:
     """Describe a family of the runtime monitors that is keyed by a container."""
     return Family(name, help_, "runtimes", kind, labels, ("container_id",), Join.CONTAINER, WORKLOAD, cap=5000)
+
+
+def _kernel_by_netns(name: str, help_: str, labels: tuple[str, ...] = (), cap: int = 5000) -> Family:
+    """Describe a counter of the kernel programs that is keyed by a network namespace."""
+    return Family(name, help_, "kernel", Kind.COUNTER, labels, ("netns_id",), Join.NETNS, WORKLOAD, cap)
+
+
+def _kernel_by_class(name: str, help_: str, *labels: str) -> Family:
+    """Describe a counter of the kernel programs by class of event."""
+    return Family(name, help_, "kernel", Kind.COUNTER, ("class", *labels), cap=100)
 
 
 _TRAFFIC = {
@@ -202,12 +220,12 @@ _LINKS = (
         for way, verb in _DIRECTIONS.items()
         for unit, what in _TRAFFIC.items()
     ),
-    Family("cni_veth_created_total", "Veth and netkit devices that appeared on the host.", "links", Kind.COUNTER),
-    Family("cni_veth_deleted_total", "Veth and netkit devices that were deleted.", "links", Kind.COUNTER),
+    Family("cni_veth_created_total", "Veth and netkit devices that appeared on the host.", "lifecycle", Kind.COUNTER),
+    Family("cni_veth_deleted_total", "Veth and netkit devices that were deleted.", "lifecycle", Kind.COUNTER),
     Family(
         "cni_veth_moved_total",
         "Veth and netkit devices that left the host for another network namespace.",
-        "links",
+        "lifecycle",
         Kind.COUNTER,
     ),
     Family(
@@ -230,12 +248,12 @@ _LINKS = (
         for way, verb in _DIRECTIONS.items()
         for unit, what in _TRAFFIC.items()
     ),
-    Family("cni_netns_created_total", "Network namespaces that appeared.", "links", Kind.COUNTER),
-    Family("cni_netns_destroyed_total", "Network namespaces that are gone.", "links", Kind.COUNTER),
+    Family("cni_netns_created_total", "Network namespaces that appeared.", "lifecycle", Kind.COUNTER),
+    Family("cni_netns_destroyed_total", "Network namespaces that are gone.", "lifecycle", Kind.COUNTER),
     Family(
         "cni_netns_lifetime_seconds",
         "How long the network namespaces lived that are gone, of those whose creation was seen.",
-        "links",
+        "lifecycle",
         Kind.HISTOGRAM,
         buckets=(1, 10, 60, 600, 3600, 21600, 86400, 604800),
     ),
@@ -254,6 +272,110 @@ _KERNEL = (
         labels=("netns_id", "netns"),
         cap=5000,
         internal=True,
+    ),
+    _kernel_by_netns("cni_packet_drops_total", "Packets that the kernel dropped, by its reason.", ("reason",), 20000),
+    _kernel_by_netns("cni_tcp_connections_opened_total", "TCP connections established.", ("direction",)),
+    _kernel_by_netns(
+        "cni_tcp_connection_failures_total",
+        "TCP connections that were begun and not established: refused, timed out or given up.",
+        ("direction",),
+    ),
+    _kernel_by_netns(
+        "cni_tcp_faults_total", "TCP segments sent again (retransmit) and resets sent (reset_sent).", ("fault",)
+    ),
+    Family(
+        CONNECT_DURATION,
+        "Time from the first SYN of an outgoing TCP connection until it is established.",
+        "kernel",
+        Kind.HISTOGRAM,
+        hidden=("netns_id",),
+        join=Join.NETNS,
+        joined=WORKLOAD,
+        cap=1000,
+        buckets=(
+            *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
+            *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+        ),
+    ),
+    Family(
+        "cni_plugin_runs_total",
+        "Runs of CNI plugins that have ended, by plugin and command (ADD, DEL, CHECK, VERSION, STATUS, GC, other).",
+        "plugins",
+        Kind.COUNTER,
+        ("plugin", "command"),
+        cap=1500,
+    ),
+    Family(
+        "cni_plugin_failures_total",
+        "Runs of CNI plugins that ended with an exit status other than 0, or by a signal.",
+        "plugins",
+        Kind.COUNTER,
+        ("plugin", "command"),
+        cap=1500,
+    ),
+    Family(
+        PLUGIN_DURATION,
+        "Time from a CNI plugin's start until its end.",
+        "plugins",
+        Kind.HISTOGRAM,
+        ("plugin", "command"),
+        cap=1500,
+        buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+    ),
+    _kernel_by_class("cni_events_seen_total", "Events that the kernel programs met."),
+    _kernel_by_class("cni_events_filtered_total", "Events that a filter rule left out."),
+    _kernel_by_class("cni_events_sampled_out_total", "Events left out by the sampling ratio."),
+    _kernel_by_class("cni_events_lost_total", "Events for which there was no room.", "stage"),
+    _kernel_by_class("cni_events_handled_total", "Events that the exporter handled."),
+    Family(
+        "cni_events_lag_seconds",
+        "Time from the kernel's event to its handling.",
+        "kernel",
+        Kind.HISTOGRAM,
+        ("class",),
+        cap=20,
+        buckets=(0.0001, 0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0),
+    ),
+    Family(
+        "cni_bpf_program_attached",
+        "1 where the program is attached; 0 where no rung of its ladder could be stood on.",
+        "kernel",
+        labels=("program", "hook", "rung"),
+        cap=100,
+    ),
+    Family(
+        "cni_bpf_program_info",
+        "Why a program is not attached, or not on its best rung.",
+        "kernel",
+        labels=("program", "reason"),
+        cap=100,
+    ),
+    Family(
+        "cni_bpf_program_run_time_seconds_total",
+        "Time spent in the program, by the kernel's own count.",
+        "kernel",
+        Kind.COUNTER,
+        ("program",),
+        cap=100,
+    ),
+    Family("cni_bpf_program_runs_total", "Runs of the program.", "kernel", Kind.COUNTER, ("program",), cap=100),
+    Family(
+        "cni_bpf_program_misses_total",
+        "Events that the kernel did not hand to the program because it was running on that CPU already.",
+        "kernel",
+        Kind.COUNTER,
+        ("program",),
+        cap=100,
+    ),
+    Family("cni_bpf_map_entries", "Entries in the map.", "kernel", labels=("map",), cap=100),
+    Family("cni_bpf_map_capacity", "Entries that the map can hold.", "kernel", labels=("map",), cap=100),
+    Family(
+        "cni_bpf_map_insert_failures_total",
+        "Counts lost because the map was full.",
+        "kernel",
+        Kind.COUNTER,
+        ("map",),
+        cap=100,
     ),
 )
 
@@ -360,6 +482,18 @@ _EXPORTER = (
         "web",
         Kind.COUNTER,
         ("reason",),
+    ),
+    Family(
+        "cni_exporter_feed_up",
+        "1 where the live feed can be read; no series where it is switched off.",
+        "feed",
+    ),
+    Family("cni_exporter_feed_readers", "Readers of the live feed.", "feed"),
+    Family(
+        "cni_exporter_feed_lost_total",
+        "Events that readers of the live feed did not get because they read too slowly.",
+        "feed",
+        Kind.COUNTER,
     ),
 )
 

@@ -131,6 +131,50 @@ def topology(path: Path | None, preset: str | None, *, as_json: bool, **options:
 
 
 @main.command()
+@click.option("--class", "classes", multiple=True, metavar="CLASS", help="Events of this class only; repeatable.")
+@click.option("--pod", default="", metavar="NAMESPACE/NAME", help="Events of this pod only.")
+@click.option("--container", default="", metavar="NAME", help="Events of this container only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the feed's own JSON lines.")
+@click.option(
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path),
+    envvar="CNI_EXPORTER_FEED_SOCKET",
+    help="The feed's socket [/run/cni-exporter/events.sock].",
+)
+@click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
+@click.option("--for", "seconds", type=click.FloatRange(min=0.0), help="End after so many seconds.")
+def events(  # noqa: PLR0913 - an argument per option
+    classes: tuple[str, ...],
+    pod: str,
+    container: str,
+    path: Path | None,
+    count: int | None,
+    seconds: float | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Follow the live events of the exporter that runs here, until Ctrl-C."""
+    from exporter import follow  # noqa: PLC0415 - as above
+
+    request = {"class": list(classes), "pod": pod, "container": container}
+    shown = 0
+    try:
+        for record in follow.follow(path or follow.find_socket(), request, seconds):
+            if as_json and "following" not in record:
+                click.echo(json.dumps(record, ensure_ascii=False))
+            elif not as_json:
+                click.echo(follow.as_text(record), err="lost" in record)
+            shown += "class" in record
+            if shown == count:
+                break
+    except follow.Ended as ended:
+        raise click.ClickException(str(ended)) from None
+    except KeyboardInterrupt:
+        click.echo(err=True)
+
+
+@main.command()
 def metrics() -> None:
     """Print the reference of metric families."""
     click.echo(reference.metrics(), nl=False)

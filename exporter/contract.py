@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from exporter.load.admission import KeptEvent
+
 Key = tuple[str, ...]
 """Hidden join key (if the family has one) followed by the family's own labels, in the order of the catalogue."""
 
@@ -51,10 +53,21 @@ class Paths:
     sysfs: Path = Path("/sys")
 
 
+class EventSink(Protocol):
+    """Where single events go, for those who watch. Safe from any thread."""
+
+    wanted: bool
+    """Whether anybody watches: where not, an event need not be built."""
+
+    def record_event(self, event: KeptEvent) -> None:
+        """Pass an event on. Raises ValueError for a class that `load.admission` does not know."""
+
+
 class Context(Protocol):
     """What a source may touch."""
 
     families: Families
+    events: EventSink
     paths: Paths
 
     def error(self, kind: str, message: str) -> None:

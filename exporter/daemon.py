@@ -18,8 +18,11 @@ from exporter import __version__, page, privileges
 from exporter.config import Config, ConfigError, Loaded
 from exporter.contract import Monitor, Paths
 from exporter.exposition import Exposition
+from exporter.feed import Feed
+from exporter.feed_protocol import default_socket
+from exporter.load.admission import Admission
 from exporter.metrics import Policy, Store
-from exporter.monitors import links, namespaces, runtimes
+from exporter.monitors import kernel, links, namespaces, plugins, runtimes
 from exporter.privacy import Rules
 from exporter.supervisor import Standing, Supervisor
 from exporter.topology import as_json, build
@@ -34,12 +37,41 @@ _CALM, _STRETCH = 1.0, 4.0  # factors of the monitors' intervals without and wit
 _FORGET = 0.9  # share of the memory limit below which series are admitted again
 
 
-def monitors(config: Config) -> list[tuple[Monitor, str]]:
-    """List what runs under this configuration, each with the owner of its families."""
-    selected: list[tuple[Monitor, str]] = [(links.monitor(), "links"), (namespaces.monitor(), "namespaces")]
+Owners = tuple[str, ...]
+"""Whose families a monitor writes."""
+
+
+def monitors(config: Config, programs: kernel.Programs | None = None) -> list[tuple[Monitor, Owners]]:
+    """List what runs under this configuration, each with the owners of its families.
+
+    What the kernel programs count, the link monitor and the watch over plugin processes leave to them.
+    """
+    served = {probe for probe in ("netns", "veth", "cni") if programs and programs.serves(probe)}
+    selected: list[tuple[Monitor, Owners]] = [
+        (links.monitor(counts_netns="netns" not in served, counts_veths="veth" not in served), ("links", "lifecycle")),
+        (namespaces.monitor(), ("namespaces",)),
+    ]
+    if programs:
+        selected.append((kernel.monitor(programs), ("kernel", "lifecycle", "plugins")))
+    if "cni" not in served:
+        selected.append((plugins.monitor(tuple(map(str, config.cni_config.bin_paths))), ("plugins",)))
     if config.container_discovery:
-        selected += [(monitor, "runtimes") for monitor in runtimes.monitors(_runtime_settings(config))]
+        selected += [(monitor, ("runtimes",)) for monitor in runtimes.monitors(_runtime_settings(config))]
     return selected
+
+
+def load_programs(config: Config) -> kernel.Programs | None:
+    """Load the kernel programs, where the configuration wants them. Call it before capabilities are given up."""
+    if not config.cni_config.use_ebpf:
+        return None
+    return kernel.load(
+        kernel.Settings(
+            plugin_directories=tuple(map(str, config.cni_config.bin_paths)),
+            syscalls=config.kernel.syscalls,
+            run_statistics=config.kernel.run_statistics,
+            entries=config.kernel.map_entries,
+        )
+    )
 
 
 def _runtime_settings(config: Config) -> runtimes.Settings:
@@ -85,11 +117,14 @@ def _by_runtime(paths: Iterable[Path]) -> dict[str, tuple[str, ...]]:
 class Exporter:
     """A running exporter: store, monitors and, once `serve` is called, HTTP."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        """Build everything; nothing runs yet."""
+    def __init__(self, loaded: Loaded, programs: kernel.Programs | None = None) -> None:
+        """Build everything; nothing runs yet. `programs` are the exporter's from now on."""
         self._loaded = loaded
+        self._programs = programs
         config = loaded.config
         self.store = Store(_policy(config))
+        self.admission = Admission()
+        """Every event passes here; the feed taps it."""
         self.supervisor = self._supervise(config)
         self.exposition = Exposition(
             self.store.collect,
@@ -99,6 +134,8 @@ class Exporter:
         )
         self._own = self.store.owned("exporter")
         self._server: Server | None = None
+        self._feed: Feed | None = None
+        self._rules = privacy_rules(config)
         self._started = time.time()
         self._node = socket.gethostname()
         self._rates = Rates()
@@ -124,7 +161,30 @@ class Exporter:
             topology=self.topology,
         )
         self._server.start()
+        self._feed = self._offer_feed()
         return self._server
+
+    def _offer_feed(self) -> Feed | None:
+        """Start the live feed; the exporter does without where it cannot be had."""
+        section = self._loaded.config.feed
+        if not section.enabled:
+            return None
+        try:
+            path = section.socket or default_socket()
+        except OSError as error:
+            log.warning("no live feed: %s", error.strerror)
+            self.store.owned("feed").replace({"cni_exporter_feed_up": {(): 0.0}})
+            return None
+        feed = Feed(
+            path,
+            self.admission,
+            self.store.owned("feed"),
+            names=self.store.names_of,
+            clean=lambda text: self._rules.safe_label(text),  # a reload brings new rules, and a new filter
+            shows=lambda namespace: self._loaded.config.container_config.admits_namespace(namespace),
+        )
+        feed.start()
+        return feed
 
     def refresh(self) -> None:
         """Bring the monitors up to date, waiting as long as a scrape would."""
@@ -139,12 +199,16 @@ class Exporter:
         return self.store.held == 0
 
     def stop(self) -> None:
-        """End HTTP and the monitors, within a bound."""
+        """End HTTP, the feed and the monitors, within a bound."""
         if self._server:
             self._server.stop()
+        if self._feed:
+            self._feed.stop()
         hung = self.supervisor.stop(_STOP)
         if hung:
             log.warning("left behind, not ending within %s s: %s", _STOP, ", ".join(hung))
+        if self._programs:
+            self._programs.close()
 
     def reload(self, load: Callable[[], Loaded]) -> None:
         """Take a new configuration over, or keep the old one where the new one has errors."""
@@ -154,14 +218,17 @@ class Exporter:
             log.error("configuration not reloaded, the old one stays in force: %s", error)  # noqa: TRY400 - for people
             self._publish(reloaded=False)
             return
-        if loaded.config.web != self._loaded.config.web:
-            log.warning("a change of section web takes a restart")
-        before = {owner for _, owner in monitors(self._loaded.config)}
+        for name in ("web", "feed", "kernel", "cni_config"):
+            if getattr(loaded.config, name) != getattr(self._loaded.config, name):
+                log.warning("a change of section %s takes a restart", name)
+        before = {owner for _, owners in monitors(self._loaded.config, self._programs) for owner in owners}
         self.supervisor.stop(_STOP)
         self._loaded = loaded
-        for owner in before - {owner for _, owner in monitors(loaded.config)}:
+        after = {owner for _, owners in monitors(loaded.config, self._programs) for owner in owners}
+        for owner in before - after:
             self.store.clear(owner)
         self.store.apply(_policy(loaded.config))
+        self._rules = privacy_rules(loaded.config)
         self.supervisor = self._supervise(loaded.config)
         self.supervisor.start()
         self._publish(reloaded=True)
@@ -211,9 +278,9 @@ class Exporter:
         return page.render(self.store.read, status, self._rates)
 
     def _supervise(self, config: Config) -> Supervisor:
-        supervisor = Supervisor(self.store.owned("supervisor"))
-        for monitor, owner in monitors(config):
-            supervisor.add(monitor, self.store.owned(owner), Paths(config.paths.procfs, config.paths.sysfs))
+        supervisor = Supervisor(self.store.owned("supervisor"), self.admission)
+        for monitor, owners in monitors(config, self._programs):
+            supervisor.add(monitor, self.store.owned(*owners), Paths(config.paths.procfs, config.paths.sysfs))
         return supervisor
 
     def _publish(self, *, reloaded: bool) -> None:
@@ -260,9 +327,10 @@ def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:
 
     for number in wanted:
         signal.signal(number, note)
+    programs = load_programs(loaded.config)
     left = privileges.keep(frozenset(map(privileges.NAMES.index, loaded.config.general.keep_capabilities)))
     log.info("capabilities kept: %s", ", ".join(privileges.NAMES[number] for number in sorted(left)) or "none")
-    exporter = Exporter(loaded)
+    exporter = Exporter(loaded, programs)
     server = exporter.serve()
     exporter.start()
     log.info("cni-exporter %s listens on %s, port %d", __version__, *server.address)

@@ -15,6 +15,7 @@ Workload = tuple[str, str, str]
 
 UNKNOWN: Workload = ("", "", "")
 _SHORT_ID = 12  # how docker and crictl print an id
+_REMEMBERED = 1024  # namespaces, and containers, whose names are known after their end
 
 
 class Workloads:
@@ -103,6 +104,54 @@ class Workloads:
         if names is None:
             return None
         namespace, pod, container = names
+        return (namespace, pod, "" if pod else container)
+
+
+class Names:
+    """Names for single events: as the info families say at once, without grace, and for a while after the end.
+
+    An event's namespace is `inode:cookie`. Where the links monitor cannot read cookies, it has a generation of its own
+    in the cookie's place (`inode:gN`, `proc-inode:gN`): then inode or alias decide. Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self._netns: dict[str, Workload] = {}
+        self._containers: dict[str, Workload] = {}
+        self._aliases: dict[str, str] = {}
+        self._gone: dict[str, Workload] = {}
+
+    def learn(self, netns: Iterable[Key], containers: Iterable[Key], aliases: Iterable[Key]) -> None:
+        """Take in what `Workloads.learn` takes."""
+        self._aliases = {key[0]: key[1] for key in aliases}
+        before = self._netns | self._containers
+        self._containers = {key[0]: (key[1], key[2], key[3]) for key in containers}
+        self._netns = {}
+        for netns_id, owner, *_ in netns:
+            label, _, second = netns_id.partition(":")
+            self._netns[label if second.startswith("g") else netns_id] = self._owner(owner)
+        known = self._netns.keys() | self._containers.keys()
+        self._gone |= {gone: names for gone, names in before.items() if gone not in known}
+        for oldest in list(self._gone)[: len(self._gone) - 2 * _REMEMBERED]:
+            del self._gone[oldest]
+
+    def of(self, netns_id: str, container_id: str) -> Workload:
+        """Give the names of a container, else of a namespace's workload; empty ones where nobody knows them."""
+        if container_id:
+            names = self._containers.get(container_id) or self._gone.get(container_id)
+            return names or self._of_netns(netns_id) or ("", "", container_id[:_SHORT_ID])
+        return self._of_netns(netns_id) or UNKNOWN
+
+    def _of_netns(self, netns_id: str) -> Workload | None:
+        for known in (netns_id, _label(netns_id), self._aliases.get(netns_id, "")):
+            if known in self._netns:
+                return self._netns[known]
+        return self._gone.get(netns_id)
+
+    def _owner(self, owner: str) -> Workload:
+        if not owner or owner == HOST:
+            return ("", "", owner)
+        namespace, pod, container = self._containers.get(owner, ("", "", owner[:_SHORT_ID]))
         return (namespace, pod, "" if pod else container)
 
 

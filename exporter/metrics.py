@@ -5,6 +5,7 @@ encoded label set is kept with its series, so that a scrape formats values alone
 """
 
 import math
+import operator
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 
 from exporter.catalog import CONTAINER_INFO, FAMILIES, NETNS_ALIAS, NETNS_INFO, WORKLOAD, Family, Join, Kind
 from exporter.contract import Key
-from exporter.joins import Workloads
+from exporter.joins import Names, Workload, Workloads
 from exporter.privacy import DEFAULT, Rules
 
 _INTERNED = 100_000  # label values whose redaction is remembered
@@ -118,6 +119,10 @@ class Store:
         self._clock = clock
         self._writing = threading.Lock()
         self._collecting = threading.Lock()
+        self._naming = threading.Lock()
+        self._names = Names()
+        self._named: tuple[Mapping[Key, float], ...] = ()
+        """What `_names` has learnt: snapshots are replaced, never changed, so that identity tells."""
         self._round = 0
         self.held = 0
         """Keys that the last collection held back because their workload is not known yet."""
@@ -199,6 +204,15 @@ class Store:
             self._learn()
             collected = self._collect_family(self._tables[name])
             return [(series.labels, value) for series, value in collected.samples]
+
+    def names_of(self, netns_id: str, container_id: str = "") -> Workload:
+        """Name a container, else the workload of a namespace, for a single event. Waits for no collection."""
+        with self._naming:
+            told = tuple(self._tables[name].values for name in (NETNS_INFO, CONTAINER_INFO, NETNS_ALIAS))
+            if len(self._named) != len(told) or any(map(operator.is_not, told, self._named)):
+                self._names.learn(*told)
+                self._named = told
+            return self._names.of(netns_id, container_id)
 
     def collect(self) -> list[Collected]:
         """Join, redact and cap every family."""

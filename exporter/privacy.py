@@ -33,6 +33,8 @@ _PLAIN = re.compile(
 Most label values are of this kind, so most pass with this one match. What it accepts, `scrub` leaves as it is.
 """
 
+_TERMINAL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+"""A control sequence of terminals (ECMA-48, section 5.4), which ends in a letter."""
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]",
 )
@@ -206,7 +208,9 @@ class Rules:
         """Return `value` as it may be exported: printable, at most 256 characters, without secrets."""
         if self._values is None and len(value) <= LABEL_LENGTH and _PLAIN.fullmatch(value):
             return value
-        clean = _UNPRINTABLE.sub("\ufffd", self.scrub(value[: LABEL_LENGTH + _SLACK]))
+        # First what cannot be printed: a secret behind a colour code must not look like another word.
+        shown = _UNPRINTABLE.sub("\ufffd", _TERMINAL.sub("\ufffd", value[: LABEL_LENGTH + _SLACK]))
+        clean = self.scrub(shown)
         if len(clean) <= LABEL_LENGTH and len(value) <= LABEL_LENGTH + _SLACK:
             return clean
         return clean[: LABEL_LENGTH - 1] + _CUT

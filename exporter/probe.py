@@ -3,12 +3,14 @@
 Flows in: a configuration. Flows out: findings, a line each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exporter import daemon, privileges, web
 from exporter.config import Config
-from exporter.contract import Families, Monitor, Paths, Source, Unsupported
+from exporter.contract import EventSink, Families, Monitor, Paths, Source, Unsupported
+from exporter.load.admission import Admission
 from exporter.metrics import Store
+from exporter.monitors import kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class _Trial:
 
     families: Families
     paths: Paths
+    events: EventSink = field(default_factory=Admission)
     problem: str = ""
 
     def error(self, kind: str, message: str) -> None:
@@ -47,9 +50,22 @@ def findings(config: Config) -> list[Finding]:
     """Try the listening address and every monitor."""
     store = Store()
     found = [_listening(config.web.listen_address), _capabilities()]
-    for monitor, owner in daemon.monitors(config):
-        found.append(_try(monitor, _Trial(store.owned(owner), Paths(config.paths.procfs, config.paths.sysfs))))
+    programs = daemon.load_programs(config)
+    try:
+        for monitor, owners in daemon.monitors(config, programs):
+            trial = _Trial(store.owned(*owners), Paths(config.paths.procfs, config.paths.sysfs))
+            found.append(_try(monitor, trial))
+        found += [_program(standing) for standing in (programs.standings if programs else [])]
+    finally:
+        if programs:
+            programs.close()
     return found
+
+
+def _program(standing: kernel.Standing) -> Finding:
+    """Say how a kernel program stands; without one the exporter runs all the same."""
+    reason = standing.reason or standing.cannot_see
+    return Finding(f"ebpf {standing.program}", standing.rung if standing.attached else "none", reason, standing.remedy)
 
 
 def as_text(found: list[Finding]) -> str:

@@ -1,7 +1,5 @@
 """The reference of metric families, as Markdown, from the catalogue: `cni-exporter metrics` and docs/metrics.md."""
 
-from itertools import groupby
-
 from exporter.catalog import FAMILIES, Family
 
 _INTRO = """# Metric families
@@ -22,11 +20,10 @@ The limit is the number of series that a family may have; `metrics.series_limits
 def metrics() -> str:
     """Write the page."""
     parts = [_INTRO]
-    for owner, families in groupby(
-        (family for family in FAMILIES.values() if not family.internal), key=lambda family: family.owner
-    ):
+    shown = [family for family in FAMILIES.values() if not family.internal]
+    for owner in dict.fromkeys(family.owner for family in shown):
         parts.append(f"\n## {owner}\n\n| family | type | labels | limit | meaning |\n|---|---|---|---|---|\n")
-        parts.extend(_row(family) for family in families)
+        parts.extend(_row(family) for family in shown if family.owner == owner)
     return "".join(parts)
 
 

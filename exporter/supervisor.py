@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from exporter.contract import Families, Monitor, Paths, Source, Unsupported
+from exporter.contract import EventSink, Families, Monitor, Paths, Source, Unsupported
+from exporter.load.admission import Admission
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +81,19 @@ class Standing:
 class Runner:
     """One monitor's thread. It is its source's context."""
 
-    def __init__(
-        self, monitor: Monitor, families: Families, own: Families, paths: Paths, changed: Callable[[], None]
+    def __init__(  # noqa: PLR0913 - what its source may touch, one by one
+        self,
+        monitor: Monitor,
+        families: Families,
+        own: Families,
+        events: EventSink,
+        paths: Paths,
+        changed: Callable[[], None],
     ) -> None:
         """Prepare; `own` is the writer for the supervisor's families, `changed` is called after each pass."""
         self.monitor = monitor
         self.families = families
+        self.events = events
         self.paths = paths
         self.slowdown = 1.0
         self.beat = time.monotonic()
@@ -344,12 +352,14 @@ class Supervisor:
 
     own: Families
     """Writer for the families of owner `supervisor`."""
+    events: EventSink = field(default_factory=Admission)
+    """Where the monitors' events go."""
     runners: list[Runner] = field(default_factory=list)
     _publishing: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, monitor: Monitor, families: Families, paths: Paths) -> None:
         """Take a monitor in; `families` is the writer for its owner."""
-        self.runners.append(Runner(monitor, families, self.own, paths, self._publish))
+        self.runners.append(Runner(monitor, families, self.own, self.events, paths, self._publish))
 
     def start(self) -> None:
         """Start every thread."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from exporter.catalog import FAMILIES
 from exporter.contract import Key, Paths
+from exporter.load.admission import CLASSES, KeptEvent
 
 
 @dataclass
@@ -52,11 +53,25 @@ class RecordedFamilies:
 
 
 @dataclass
+class RecordedEvents:
+    """An EventSink that somebody watches, unless the test says otherwise."""
+
+    wanted: bool = True
+    kept: list[KeptEvent] = field(default_factory=list)
+
+    def record_event(self, event: KeptEvent) -> None:
+        if event.class_ not in CLASSES:
+            raise ValueError(f"{event.class_}: no class of events")
+        self.kept.append(event)
+
+
+@dataclass
 class Recorder:
     """A Context that remembers everything."""
 
     paths: Paths = field(default_factory=Paths)
     families: RecordedFamilies = field(default_factory=RecordedFamilies)
+    events: RecordedEvents = field(default_factory=RecordedEvents)
     errors: list[tuple[str, str]] = field(default_factory=list)
     """(kind, message) in order."""
     wakes: int = 0

@@ -177,6 +177,20 @@ class CniConfig(_Section):
     poll_interval: _Interval = Field(default=30.0, description="Time between passes where polling is what is left.")
 
 
+class Kernel(_Section):
+    """The eBPF programs; `cni_config.use_ebpf` switches them."""
+
+    syscalls: tuple[Annotated[int, Whole(0, 1023)], ...] = Field(
+        default=(), description="Numbers of system calls that are reported as events; empty: none is traced."
+    )
+    run_statistics: _On = Field(
+        default=True, description="Have the kernel measure the run time of BPF programs, which costs some 20 ns a run."
+    )
+    map_entries: Annotated[int, Whole(256, 1_048_576)] = Field(
+        default=16_384, description="Entries of a counting map; a namespace takes some ten."
+    )
+
+
 class Web(_Section):
     """The HTTP server."""
 
@@ -205,6 +219,17 @@ class Web(_Section):
     def port(self) -> int:
         """The port to bind to."""
         return int(self.listen_address.rpartition(":")[2])
+
+
+class Feed(_Section):
+    """The live feed of events on a local socket, for `cni-exporter events`."""
+
+    enabled: _On = Field(default=True, description="Offer the feed.")
+    socket: _Path | None = Field(
+        default=None,
+        description="The socket, for the exporter's own user alone; empty: `/run/cni-exporter/events.sock`, for a user "
+        "other than root `$XDG_RUNTIME_DIR/cni-exporter/events.sock`.",
+    )
 
 
 class Log(_Section):
@@ -264,7 +289,9 @@ class Config(_Section):
     container_config: ContainerConfig = Field(default=ContainerConfig(), description="Containers and pods.")
     load_config: LoadConfig = Field(default=LoadConfig(), description="How many events are kept.")
     cni_config: CniConfig = Field(default=CniConfig(), description="CNI configuration and plugins.")
+    kernel: Kernel = Field(default=Kernel(), description="The eBPF programs.")
     web: Web = Field(default=Web(), description="The HTTP server.")
+    feed: Feed = Field(default=Feed(), description="The live feed of events.")
     log: Log = Field(default=Log(), description="The log.")
     metrics: Metrics = Field(default=Metrics(), description="The metric families.")
     paths: HostPaths = Field(default=HostPaths(), description="The host's pseudo file systems.")

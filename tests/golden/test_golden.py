@@ -13,8 +13,9 @@ from engines import ITEM, A, Daemon
 from hosts import NET_DEV, Host
 
 from exporter import config, reference
-from exporter.contract import Context, Families, Source
+from exporter.contract import Context, EventSink, Families, Source
 from exporter.exposition import lines
+from exporter.load.admission import Admission
 from exporter.metrics import Policy, Store
 from exporter.monitors.namespaces import ProcSource
 from exporter.monitors.runtimes.cgroup import CgroupScan
@@ -41,6 +42,7 @@ class Trial:
 
     def __init__(self, host: Host, families: Families) -> None:
         self.paths, self.families = host.recorder.paths, families
+        self.events: EventSink = Admission()
 
     def error(self, kind: str, message: str) -> None:
         pytest.fail(f"{kind}: {message}")
@@ -73,7 +75,7 @@ def store(host: Host, daemon: Daemon) -> Store:
     store = Store(Policy(grace=0.0))
     table = Containers(["docker"])
     metadata = Metadata(labels=("app.name",), environment=("LANG",), environment_names=True)
-    links = host.open(context=Trial(host, store.owned("links")))
+    links = host.open(context=Trial(host, store.owned("links", "lifecycle")))
     sources: list[tuple[str, Source]] = [
         ("namespaces", ProcSource()),
         ("runtimes", CgroupScan(table, resources=True)),

@@ -4,6 +4,7 @@ import json
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -248,6 +249,7 @@ def test_a_life_is_counted_from_lists(make: Make, runtime: Runtime, recorder: Re
     runtime.reason = "Completed"
     source.update()
     assert counts(recorder) == {"create": 2, "start": 2, "die": 3, "oom": 1, "remove": 2}
+    assert Counter(event.kind for event in recorder.events.kept) == counts(recorder)
 
 
 def test_events_lead_to_lists(make: Make, runtime: Runtime, recorder: Recorder) -> None:
@@ -271,6 +273,8 @@ def test_events_lead_to_lists(make: Make, runtime: Runtime, recorder: Recorder) 
     source.update()
     assert JOB not in {key[0] for key in info(recorder)}
     assert counts(recorder) == {"create": 1, "start": 1, "remove": 1}
+    told = [(event.kind, event.container_id) for event in recorder.events.kept]
+    assert told == [("create", JOB), ("start", JOB), ("remove", JOB)]
 
 
 def test_malformed_events_are_counted(make: Make, runtime: Runtime, recorder: Recorder) -> None:

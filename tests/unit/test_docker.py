@@ -191,6 +191,8 @@ def test_the_life_of_a_container_is_counted(make: Make, daemon: Daemon, recorder
     assert states == ["created", "running", "paused", "running", "running", "exited", "exited"]
     for event in ("create", "start", "stop", "die", "oom", "pause", "unpause", "remove"):
         assert count(recorder, event) == 1, event
+    told = ["create", "start", "pause", "unpause", "oom", "die", "stop", "remove"]
+    assert [(event.kind, event.container_id) for event in recorder.events.kept] == [(kind, A) for kind in told]
     assert recorder.families.snapshots["cni_container_info"] == {}
 
 

@@ -21,7 +21,7 @@ def store() -> Store:
     store.owned("runtimes").replace({"cni_containers": {("docker", NASTY): 1.5, ("docker", "x"): float("inf")}})
     store.owned("runtimes").add("cni_container_events_total", ("docker", "start"), 23)
     for seconds in (0.5, 5, 1e7):
-        store.owned("links").observe("cni_netns_lifetime_seconds", seconds)
+        store.owned("lifecycle").observe("cni_netns_lifetime_seconds", seconds)
     return store
 
 

@@ -44,7 +44,7 @@ def _lines_with(pattern: re.Pattern[str]) -> list[str]:
 
 def _targets() -> set[str]:
     """List the targets that `make help` shows."""
-    return set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def _documents() -> list[Path]:

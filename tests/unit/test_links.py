@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hosts import CONTAINER, COUNTERS, NET_DEV, OTHER, Host
 from hypothesis import given
 from hypothesis import strategies as st
-from recorder import RecordedFamilies, Recorder
+from recorder import RecordedEvents, RecordedFamilies, Recorder
 
 from exporter.contract import Paths, Source, Unsupported
 from exporter.host.netlink import Dump
@@ -540,8 +541,8 @@ def test_sysfs_rung_yields_the_same_families(host: Host) -> None:
 @given(st.lists(st.tuples(st.integers(1, 5), st.booleans(), st.booleans()), max_size=40))
 def test_counters_always_add_up(events: list[tuple[int, bool, bool]]) -> None:
     """Whatever the order of news: created - deleted - moved is the number of devices known; a dump changes nothing."""
-    families = RecordedFamilies()
-    devices = Devices(families, [])
+    families, sink = RecordedFamilies(), RecordedEvents()
+    devices = Devices(families, [], sink)
     known: dict[int, Link] = {}
     for ifindex, gone, moved in events:
         link = Link(ifindex, "v", "veth", 0, None, 0, False, None, moved)  # noqa: FBT003
@@ -553,6 +554,8 @@ def test_counters_always_add_up(events: list[tuple[int, bool, bool]]) -> None:
     def total() -> list[float]:
         return [families.value(f"cni_veth_{name}_total") for name in ("created", "deleted", "moved")]
 
+    told = Counter(event.kind for event in sink.kept)
+    assert [told["created"], told["deleted"], told["moved"]] == total()
     before = total()
     assert before[0] - before[1] - before[2] == len(known)
     devices.compare(known.values())

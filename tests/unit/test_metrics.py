@@ -207,7 +207,7 @@ def test_a_monitor_writes_its_own_families_alone(store: Store) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         store.owned("links").replace({RESETS: {("a", "b"): 1.0}})
     with pytest.raises(ValueError, match="cannot be raised"):
-        store.owned("links").add("cni_veth_created_total", (), -1)
+        store.owned("lifecycle").add("cni_veth_created_total", (), -1)
 
 
 def test_secrets_in_labels_do_not_pass(store: Store) -> None:
@@ -233,7 +233,7 @@ def test_pods_of_other_namespaces_leave_no_trace() -> None:
 
 
 def test_a_histogram_counts_every_observation_once(store: Store) -> None:
-    links = store.owned("links")
+    links = store.owned("lifecycle")
     for seconds in (0.5, 1.0, 30.0, 1e9):
         links.observe("cni_netns_lifetime_seconds", seconds)
     (collected,) = (c for c in store.collect() if c.family.name == "cni_netns_lifetime_seconds")

@@ -388,3 +388,8 @@ def test_a_wrong_expression_is_refused(wrong: str) -> None:
     """Each expression must be valid by itself, so none can change the meaning of its neighbours."""
     with pytest.raises(re.error):
         Rules(deny_values=[wrong])
+
+
+def test_a_secret_behind_a_control_sequence_is_found() -> None:
+    """A colour code glued to a key does not carry it through."""
+    assert "AKIAIOSFODNN7EXAMPLE" not in privacy.safe_label("\x1b[31mAKIAIOSFODNN7EXAMPLE")

@@ -34,9 +34,18 @@ _DATAGRAMS = 10_000
 class LinksSource(Source):
     """What the rungs share: the pass. A rung says where links come from."""
 
-    def __init__(self, serials: Iterator[int], clock: Callable[[], float] = time.monotonic) -> None:
-        """Take serial numbers for identities of our own and a monotonic clock."""
+    def __init__(
+        self,
+        serials: Iterator[int],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        counts_netns: bool = True,
+        counts_veths: bool = True,
+    ) -> None:
+        """Take serial numbers for identities of our own, a monotonic clock, and what is to be counted."""
         self._serials = serials
+        self._counts_netns = counts_netns
+        self._counts_veths = counts_veths
         self._clock = clock
         self._route: Route | None = None
         self._lost_news = False
@@ -51,9 +60,11 @@ class LinksSource(Source):
         self._inventory = Inventory(root, self._route, self._serials, self._clock)
         self._interfaces = traffic.Interfaces(context)
         self._health = health.Health(context, self._clock)
-        self._devices = Devices(context.families, self._links({}))
-        for family in (CREATED, DESTROYED):
-            context.families.add(family, (), 0)
+        families = context.families if self._counts_veths else None
+        self._devices = Devices(families, self._links({}), context.events)
+        if self._counts_netns:
+            for family in (CREATED, DESTROYED):
+                context.families.add(family, (), 0)
         self._told_hidden = False
 
     def _find_host(self, root: str) -> None:
@@ -92,7 +103,13 @@ class LinksSource(Source):
         self._interfaces.write(self._inventory, links, out)
         self._health.write(self._inventory, out)
         self.context.families.replace(out)
-        self._count(change)
+        if self._counts_netns:
+            self._count(change)
+        if not self._inventory.sees_all and not self._told_hidden:
+            self._told_hidden = True
+            self.context.error(
+                "processes_hidden", "other processes are hidden from us: run in the host's PID namespace"
+            )
 
     def _count(self, change: Change) -> None:
         families = self.context.families
@@ -100,11 +117,6 @@ class LinksSource(Source):
         families.add(DESTROYED, (), change.destroyed)
         for seconds in change.lifetimes:
             families.observe(LIFETIME, seconds)
-        if not self._inventory.sees_all and not self._told_hidden:
-            self._told_hidden = True
-            self.context.error(
-                "processes_hidden", "other processes are hidden from us: run in the host's PID namespace"
-            )
 
     def _mounts(self) -> list[procfs.Mount]:
         """Bind-mounted namespaces of the host's mount namespace, of ours where that is hidden."""

@@ -1,7 +1,7 @@
 """containerd and CRI-O through the Container Runtime Interface: pods and their containers.
 
 Flows in: lists and statuses, at each event where the runtime streams them, else as often as somebody wants to know.
-Flows out: records into the table of containers, and counts of lifecycle events.
+Flows out: records into the table of containers, counts of lifecycle events, and these events.
 """
 
 import json
@@ -14,9 +14,10 @@ from exporter.contract import Context, Source, Unsupported
 from exporter.monitors.runtimes import sockets
 from exporter.monitors.runtimes.containers import Containers
 from exporter.monitors.runtimes.cri_client import Client, EventStream, decode
-from exporter.monitors.runtimes.record import LIVE, Metadata, Record, Rows, kept, text
+from exporter.monitors.runtimes.record import LIVE, Metadata, Record, Rows, kept, lifecycle, text
 
 if TYPE_CHECKING:
+    from exporter.load.admission import KeptEvent
     from exporter.monitors.runtimes import cri_pb2
 
     Item = TypeVar("Item", cri_pb2.PodSandbox, cri_pb2.Container)
@@ -34,6 +35,7 @@ _STATES = ("created", "running", "exited", "unknown")
 """By number of ContainerState."""
 _EVENTS = ("create", "start", "die", "remove")
 """By number of ContainerEventType."""
+_COUNTER = "cni_container_events_total"
 _OOM = "OOMKilled"
 """ContainerStatus.reason, the word that the kubelet relies on."""
 _NODE = 2
@@ -68,6 +70,8 @@ class Cri(Source):
         self._details: dict[str, _Details] = {}
         self._states: dict[str, str] | None = None
         self._complete = False
+        self._untold: list[KeptEvent] = []
+        """Events of this update, for those who watch: the names are published first."""
 
     def open(self, context: Context) -> None:
         """Connect. Raises Unsupported where there is no CRI, ConnectionError or TimeoutError where it is silent."""
@@ -80,7 +84,7 @@ class Cri(Source):
                 self._table.absent(self._runtime)
             raise
         for name in (*_EVENTS, "oom"):
-            self._count(name, 0)
+            self.context.families.add(_COUNTER, (self._runtime, name), 0)
 
     def close(self) -> None:
         """Close the connection."""
@@ -221,20 +225,20 @@ class Cri(Source):
         for container_id in before.keys() | states.keys():
             old, new = before.get(container_id, ""), states.get(container_id, "")
             if old != new:
-                self._passed(old, new)
+                self._passed(container_id, old, new)
             if new == "exited" != old and self._was_killed_for_memory(client, container_id):
-                self._count("oom")
+                self._count("oom", container_id)
 
-    def _passed(self, old: str, new: str) -> None:
+    def _passed(self, container_id: str, old: str, new: str) -> None:
         """Count the steps between two states; the empty one is before the creation and after the removal."""
         if not old:
-            self._count("create")
+            self._count("create", container_id)
         if new == "running" or (new == "exited" and old in {"", "created"}):
-            self._count("start")
+            self._count("start", container_id)
         if old == "running" or (new == "exited" and old in {"", "created"}):
-            self._count("die")
+            self._count("die", container_id)
         if not new:
-            self._count("remove")
+            self._count("remove", container_id)
 
     def _was_killed_for_memory(self, client: Client, container_id: str) -> bool:
         try:
@@ -242,8 +246,16 @@ class Cri(Source):
         except (LookupError, ValueError):
             return False
 
-    def _count(self, event: str, amount: float = 1) -> None:
-        self.context.families.add("cni_container_events_total", (self._runtime, event), amount)
+    def _count(self, event: str, container_id: str) -> None:
+        self.context.families.add(_COUNTER, (self._runtime, event))
+        if self.context.events.wanted:
+            self._untold.append(lifecycle(self._runtime, event, container_id, time.time()))
+
+    def _publish(self) -> None:
+        self._table.publish(self.context.families)
+        for event in self._untold:
+            self.context.events.record_event(event)
+        self._untold.clear()
 
     def _shed(self, count: int) -> None:
         if count:
@@ -284,7 +296,7 @@ class CriEvents(Cri):
         for event in events:
             sandbox = event.container_id in self._pods or event.container_id == event.pod_sandbox_status.id
             if not sandbox and 0 <= event.container_event_type < len(_EVENTS):
-                self._count(_EVENTS[event.container_event_type])
+                self._count(_EVENTS[event.container_event_type], event.container_id)
         if stream.ended.is_set():
             raise ConnectionError(f"{self._runtime} ended its event stream: {stream.reason}")
         if events or stream.overflowed() or not self._complete or now >= self._next_list:
@@ -293,7 +305,7 @@ class CriEvents(Cri):
         elif now >= self._next_ping:
             self._next_ping = now + _PING
             client.version()
-        self._table.publish(self.context.families)
+        self._publish()
 
     def close(self) -> None:
         """End the stream and its thread."""
@@ -301,7 +313,7 @@ class CriEvents(Cri):
             self._stream.close()
         super().close()
 
-    def _passed(self, old: str, new: str) -> None:
+    def _passed(self, container_id: str, old: str, new: str) -> None:
         """Leave the counting to the stream, which misses nothing."""
 
 
@@ -314,7 +326,7 @@ class CriList(Cri):
     def update(self) -> None:
         """List. Raises what the client's calls raise."""
         self._list()
-        self._table.publish(self.context.families)
+        self._publish()
 
 
 def _no_events(runtime: str, reason: str) -> Unsupported:

@@ -1,7 +1,7 @@
 """Docker through the Engine API: a list, then every lifecycle event as it happens.
 
 Flows in: the daemon's answers and its stream of events (Docker Engine API, /containers/json and /events). Flows out:
-records into the table of containers, and counts of lifecycle events.
+records into the table of containers, counts of lifecycle events, and these events.
 """
 
 import time
@@ -14,7 +14,7 @@ from exporter.monitors.runtimes import docker_stream, sockets
 from exporter.monitors.runtimes.containers import Containers
 from exporter.monitors.runtimes.docker_answers import RUNTIME, STATE_AFTER, Event, read_container
 from exporter.monitors.runtimes.docker_stream import EventStream
-from exporter.monitors.runtimes.record import Metadata, Record
+from exporter.monitors.runtimes.record import Metadata, Record, lifecycle
 
 if TYPE_CHECKING:
     import docker
@@ -72,8 +72,10 @@ class DockerEvents(Source):
         client, stream = self._client, self._stream
         if client is None or stream is None:
             raise ConnectionError("the Docker source is not open")
-        touched = self._apply(stream.take())
+        events = stream.take()
+        touched = self._apply(events)
         self._table.publish(self.context.families)  # an event tells enough for the names; the rest may take longer
+        self._tell(events)
         now = time.monotonic()
         if stream.overflowed() or now >= self._next_list or len(touched) > _FEW:
             self._list(client, touched)
@@ -114,6 +116,14 @@ class DockerEvents(Source):
             if known and event.action in STATE_AFTER:
                 self._put(replace(known, state=STATE_AFTER[event.action]))
         return touched
+
+    def _tell(self, events: Iterable[Event]) -> None:
+        """Pass the events on to those who watch, when the names are known."""
+        sink = self.context.events
+        for event in events if sink.wanted else ():
+            if event.action in _COUNTED:
+                kind, seconds = _COUNTED[event.action], event.nanoseconds / 1e9
+                sink.record_event(lifecycle(RUNTIME, kind, event.container_id, seconds))
 
     def _put(self, record: Record) -> None:
         if not self._table.put(RUNTIME, record):

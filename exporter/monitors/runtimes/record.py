@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
 
+from exporter.load.admission import CLASSES, KeptEvent
+
 STATES = ("created", "running", "paused", "exited", "unknown")
 LIVE = frozenset({"created", "running", "paused"})
 
@@ -48,6 +50,13 @@ class Record:
     """Name, value; allow-listed ones only."""
     environment: Rows = ()
     """Name, value; the value is empty where it is not allow-listed."""
+
+
+def lifecycle(runtime: str, kind: str, container_id: str, time: float) -> KeptEvent:
+    """Describe a lifecycle event for those who watch; `time` in Unix seconds."""
+    return KeptEvent(
+        time, "container", kind, CLASSES["container"], container_id=container_id, details={"runtime": runtime}
+    )
 
 
 @dataclass(frozen=True, slots=True)

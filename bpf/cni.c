@@ -1,0 +1,262 @@
+/* Runs of CNI plugins: how many, how long, how they ended, exactly; an event for each.
+ *
+ * Hooks, tracepoints with typed arguments (5.5): sched_process_exec (task, old pid, bprm), sched_process_exit (task).
+ * Cost: each exec of the host reads its path and asks a prefix map of three entries; each end of a thread asks a hash.
+ * The rest is paid by plugins alone. See README.md.
+ * A plugin is a program that is started by a path straight below one of the plugin directories. The path is the one given
+ * to execve(2): for a script its own, not the interpreter's; inside a container or a chroot the one that is seen there; a
+ * relative path, and execveat(2) on a descriptor alone, are not recognised. A plugin that calls another (bridge calls
+ * host-local) is a run, and so is the other. One that replaces itself by another (exec without fork) ends there, well;
+ * one that replaces itself by what is no plugin goes on. A run is over when its last thread exits: its parent hears of it
+ * once memory and files are given back, half a millisecond later.
+ */
+#include "task.h"
+
+#define CNI_PATH 124     /* bytes of a path that are looked at: directories are shorter */
+#define CNI_PIECE 256    /* bytes of the environment that are read at once */
+#define CNI_PIECES 128   /* at most: variables, or parts of long ones */
+#define CNI_WINDOW 16384 /* bytes at the environment's end that are searched: libcni appends what it says */
+
+enum cni_command { CNI_OTHER, CNI_ADD, CNI_DEL, CNI_CHECK, CNI_VERSION, CNI_STATUS, CNI_GC };
+enum cni_kind { CNI_ENDED = 1, CNI_REPLACED };
+
+/* Eight characters as a number of this (little-endian) machine. */
+#define CNI_TEXT(a, b, c, d, e, f, g, h)                                                                               \
+    ((u64)(a) | (u64)(b) << 8 | (u64)(c) << 16 | (u64)(d) << 24 | (u64)(e) << 32 | (u64)(f) << 40 | (u64)(g) << 48 |    \
+     (u64)(h) << 56)
+
+struct cni_path {
+    u32 length; /* bits */
+    char text[CNI_PATH];
+};
+
+struct cni_directory {
+    u32 length; /* with its last slash */
+    u32 pad;
+};
+
+struct cni_plugin {
+    u64 text[4]; /* 31 characters */
+};
+
+struct cni_key {
+    struct cni_plugin plugin;
+    u32 command;
+    u32 pad;
+};
+
+/* Runs per bucket of their duration (not cumulative, the last is +Inf's), the sum of all in ns, those that failed. */
+struct cni_counts {
+    u64 counts[CNI_BUCKETS + 1];
+    u64 sum;
+    u64 failures;
+};
+
+struct cni_run {
+    u64 begun;
+    u64 start;
+    struct netns_id netns;
+    struct cni_plugin plugin;
+    u64 interface[2];
+    u64 container[9]; /* 64 characters as the runtimes have it */
+    u32 command;
+    u32 pad;
+};
+
+struct cni_scratch {
+    struct cni_path path;
+    u64 piece[CNI_PIECE / 8];
+    u64 command[2];
+    struct cni_run run;
+};
+
+SHAPE(cni_directories, struct cni_path, struct cni_directory);
+SHAPE(cni_plugins, struct cni_plugin, u64);
+SHAPE(cni_runs, struct cni_key, struct cni_counts);
+SHAPE(cni_running, u32, struct cni_run);
+SHAPE(cni_scratch, u32, struct cni_scratch);
+
+struct cni_event {
+    struct event head;
+    u64 duration; /* ns */
+    u32 status;   /* as wait(2) has it */
+    u32 command;
+    struct cni_plugin plugin;
+    u64 interface[2];
+    u64 container[9];
+};
+
+/* ---- at the end of a run ---- */
+
+INLINE void cni_count(const struct cni_run *run, u64 duration, u32 status) {
+    static const u64 bounds[CNI_BUCKETS] = {CNI_BOUNDS};
+    struct cni_key key = {.plugin = run->plugin, .command = run->command};
+    struct cni_counts *counts;
+    u64 one = 1;
+    u32 slot = 0;
+    if (!map_lookup(MAP(cni_plugins), &key.plugin) && map_update(MAP(cni_plugins), &key.plugin, &one, 0)) {
+        key.plugin.text[0] = CNI_TEXT('~', 'o', 't', 'h', 'e', 'r', 0, 0);
+        key.plugin.text[1] = key.plugin.text[2] = key.plugin.text[3] = 0;
+    }
+    counts = map_lookup(MAP(cni_runs), &key);
+    if (!counts) {
+        struct cni_counts empty = {};
+        map_update(MAP(cni_runs), &key, &empty, 1 /* BPF_NOEXIST: another CPU may have been faster */);
+        counts = map_lookup(MAP(cni_runs), &key);
+        if (!counts) {
+            insert_failed(MAP_ID_cni_runs);
+            return;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < CNI_BUCKETS; i++)
+        slot += (bounds[i] - duration) >> 63; /* 1 where it is longer, without a branch */
+    if (slot <= CNI_BUCKETS)
+        RAISE(counts->counts[slot], 1);
+    RAISE(counts->sum, duration);
+    if (status)
+        RAISE(counts->failures, 1);
+}
+
+/* `run` is a copy of an entry that this program alone has taken out of cni_running. */
+INLINE void cni_ended(const struct cni_run *run, u32 tgid, u32 status, u32 kind) {
+    u64 duration = bpf_ktime_get_ns() - run->begun;
+    struct subject about = {.netns = run->netns, .class = CNI_RUN, .kind = kind, .who = WHO_IS_KNOWN, .pid = tgid};
+    struct cni_event *event;
+    ((u64 *)about.comm.text)[0] = run->plugin.text[0];
+    ((u64 *)about.comm.text)[1] = run->plugin.text[1] << 8 >> 8;
+    cni_count(run, duration, status);
+    event = (void *)event_reserve(&about, 0, filters_in_use(), sizeof(*event));
+    if (!event)
+        return;
+    event->duration = duration;
+    event->status = status;
+    event->command = run->command;
+    event->plugin = run->plugin;
+    __builtin_memcpy(event->interface, run->interface, sizeof(event->interface));
+    __builtin_memcpy(event->container, run->container, sizeof(event->container));
+    event_submit(event);
+}
+
+/* Takes the entry of a process out of the map, into `copy`. 0 where there was none, or it was an earlier process'. */
+INLINE int cni_taken(u32 tgid, u64 start, struct cni_run *copy) {
+    struct cni_run *run = map_lookup(MAP(cni_running), &tgid);
+    if (!run)
+        return 0;
+    *copy = *run;
+    return map_delete(MAP(cni_running), &tgid) == 0 && copy->start == start;
+}
+
+int cni_exit(unsigned long long *ctx) {
+    struct task_struct *task = (struct task_struct *)ctx[0];
+    u32 tgid = task->tgid, slot = 1;
+    struct cni_scratch *scratch;
+    if (!map_lookup(MAP(cni_running), &tgid) || !group_is_dead(task))
+        return 0;
+    scratch = map_lookup(MAP(cni_scratch), &slot);
+    if (scratch && cni_taken(tgid, group_start(task), &scratch->run))
+        cni_ended(&scratch->run, tgid, group_status(task), CNI_ENDED);
+    return 0;
+}
+
+/* ---- at its beginning ---- */
+
+/* Whether one of the eight characters is a slash. */
+INLINE u64 cni_slash(u64 text) {
+    text ^= 0x2f2f2f2f2f2f2f2fULL;
+    return (text - 0x0101010101010101ULL) & ~text & 0x8080808080808080ULL;
+}
+
+/* Fills the plugin's name in. 0: it is none. What an earlier, longer path left in `text` cannot match: directories have
+ * no NUL. */
+INLINE int cni_recognised(struct linux_binprm *bprm, struct cni_scratch *scratch) {
+    const char *path = bprm->filename;
+    struct cni_directory *directory;
+    u64 *name = scratch->run.plugin.text;
+    scratch->path.length = 8 * CNI_PATH;
+    if (bpf_probe_read_kernel_str(scratch->path.text, CNI_PATH, path) < 0)
+        return 0;
+    directory = map_lookup(MAP(cni_directories), &scratch->path);
+    if (!directory)
+        return 0;
+    __builtin_memset(&scratch->run, 0, sizeof(scratch->run));
+    scratch->command[0] = scratch->command[1] = 0;
+    bpf_probe_read_kernel_str(name, sizeof(scratch->run.plugin), path + directory->length);
+    return !(cni_slash(name[0]) | cni_slash(name[1]) | cni_slash(name[2]) | cni_slash(name[3]));
+}
+
+/* Looks at the start of one variable of the environment, which is in `piece`. What is found is written to memory that the
+ * verifier does not follow, so that the paths through the loop are one for it. */
+INLINE void cni_variable(struct cni_scratch *scratch, u64 at) {
+    u64 first = scratch->piece[0], second = scratch->piece[1];
+    if ((u32)first != (u32)CNI_TEXT('C', 'N', 'I', '_', 0, 0, 0, 0))
+        return;
+    if (first == CNI_TEXT('C', 'N', 'I', '_', 'C', 'O', 'M', 'M') && (u32)second == CNI_TEXT('A', 'N', 'D', '=', 0, 0, 0, 0))
+        bpf_probe_read_user_str(scratch->command, sizeof(scratch->command), (void *)at + 12);
+    else if (first == CNI_TEXT('C', 'N', 'I', '_', 'I', 'F', 'N', 'A') && (second & 0xffffff) == CNI_TEXT('M', 'E', '=', 0, 0, 0, 0, 0))
+        bpf_probe_read_user_str(scratch->run.interface, sizeof(scratch->run.interface), (void *)at + 11);
+    else if (first == CNI_TEXT('C', 'N', 'I', '_', 'C', 'O', 'N', 'T') && second == CNI_TEXT('A', 'I', 'N', 'E', 'R', 'I', 'D', '='))
+        bpf_probe_read_user_str(scratch->run.container, sizeof(scratch->run.container), (void *)at + 16);
+}
+
+/* Walks over the variables by reading strings: a read of fixed size that crosses the end of the stack would fail whole. */
+INLINE void cni_environment(struct task_struct *task, struct cni_scratch *scratch) {
+    u64 at = task->mm->env_start, end = task->mm->env_end;
+    int middle = 0; /* of a variable that is longer than a piece */
+    if (end - at > CNI_WINDOW) {
+        at = end - CNI_WINDOW;
+        middle = 1;
+    }
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < CNI_PIECES; i++) {
+        long size;
+        if (at >= end)
+            break;
+        size = bpf_probe_read_user_str(scratch->piece, CNI_PIECE, (void *)at);
+        if (size <= 0)
+            break;
+        if (!middle)
+            cni_variable(scratch, at);
+        middle = size == CNI_PIECE;
+        at += size - middle;
+    }
+}
+
+INLINE u32 cni_command_number(const u64 *text) {
+    if (text[0] == CNI_TEXT('A', 'D', 'D', 0, 0, 0, 0, 0))
+        return CNI_ADD;
+    if (text[0] == CNI_TEXT('D', 'E', 'L', 0, 0, 0, 0, 0))
+        return CNI_DEL;
+    if (text[0] == CNI_TEXT('C', 'H', 'E', 'C', 'K', 0, 0, 0))
+        return CNI_CHECK;
+    if (text[0] == CNI_TEXT('V', 'E', 'R', 'S', 'I', 'O', 'N', 0))
+        return CNI_VERSION;
+    if (text[0] == CNI_TEXT('S', 'T', 'A', 'T', 'U', 'S', 0, 0))
+        return CNI_STATUS;
+    if (text[0] == CNI_TEXT('G', 'C', 0, 0, 0, 0, 0, 0))
+        return CNI_GC;
+    return CNI_OTHER;
+}
+
+int cni_exec(unsigned long long *ctx) {
+    struct task_struct *task = (struct task_struct *)ctx[0];
+    u32 tgid = task->tgid, slot = 0;
+    u64 start;
+    struct cni_scratch *scratch = map_lookup(MAP(cni_scratch), &slot);
+    struct cni_scratch *other;
+    if (!scratch || !cni_recognised((struct linux_binprm *)ctx[2], scratch))
+        return 0;
+    start = group_start(task);
+    cni_environment(task, scratch);
+    scratch->run.command = cni_command_number(scratch->command);
+    scratch->run.begun = bpf_ktime_get_ns();
+    scratch->run.start = start;
+    netns_load(task->nsproxy->net_ns, &scratch->run.netns);
+    slot = 2;
+    other = map_lookup(MAP(cni_scratch), &slot);
+    if (other && cni_taken(tgid, start, &other->run))
+        cni_ended(&other->run, tgid, 0, CNI_REPLACED);
+    if (map_update(MAP(cni_running), &tgid, &scratch->run, 0))
+        insert_failed(MAP_ID_cni_running);
+    return 0;
+}

@@ -1,0 +1,127 @@
+/* Dropped packets: exact counts by network namespace and reason; an event for each that is kept.
+ *
+ * Hook: tracepoint kfree_skb (skb, location, reason) with typed arguments (5.5); from Linux 5.17 with the reason.
+ * Cost: per dropped packet one hash lookup; see README.md. A packet that is consumed
+ * does not pass here (consume_skb), or is left out by its reason.
+ * Namespace: of the device that the packet is on; where it is on none (queued in a socket), of its socket.
+ */
+#include "common.h"
+
+struct drop_key {
+    struct netns_id netns;
+    u32 reason;
+    u32 pad;
+};
+
+SHAPE(drops, struct drop_key, u64);
+
+struct drop_event {
+    struct event head;
+    u64 location; /* address in the kernel of whoever dropped it */
+    u32 reason;
+    u32 ifindex;
+    u64 device[2]; /* its name: 16 characters */
+    u16 protocol; /* EtherType, host order */
+    u16 pad[3];
+    struct flow flow;
+};
+
+/* Addresses and ports of an IPv4 or IPv6 packet whose network header is known, in one read of kernel memory (it is what
+ * costs most here) where IPv4 has no options. Extension headers of IPv6 are not followed. */
+INLINE void flow_of_packet(struct sk_buff *skb, u16 protocol, struct flow *flow) {
+    unsigned char *at = skb->head + skb->network_header;
+    struct {
+        u8 network[40];
+        u16 ports[2];
+    } raw;
+    u32 *words = (u32 *)raw.network;
+    u16 *ports = raw.ports;
+    if (protocol == 0x0800) {
+        if (bpf_probe_read_kernel(&raw, 24, at))
+            return;
+        flow->family = 2;
+        flow->protocol = raw.network[9];
+        address4(flow->source, words[3]);
+        address4(flow->destination, words[4]);
+        ports = (u16 *)(raw.network + 20);
+        if ((raw.network[0] & 15) != 5)
+            bpf_probe_read_kernel(ports, 4, at + (raw.network[0] & 15) * 4);
+    } else if (protocol == 0x86dd) {
+        if (bpf_probe_read_kernel(&raw, sizeof(raw), at))
+            return;
+        flow->family = 10;
+        flow->protocol = raw.network[6];
+        __builtin_memcpy(flow->source, raw.network + 8, 16);
+        __builtin_memcpy(flow->destination, raw.network + 24, 16);
+    } else {
+        return;
+    }
+    if (flow->protocol == 6 || flow->protocol == 17 || flow->protocol == 132) {
+        flow->source_port = bpf_ntohs(ports[0]);
+        flow->destination_port = bpf_ntohs(ports[1]);
+    }
+}
+
+/* The namespace, and the device where the packet is on one. */
+INLINE struct net *netns_of_packet(struct sk_buff *skb, struct netns_id *id, struct net_device **on) {
+    struct net_device *device = skb->dev;
+    struct net *net;
+    struct sock *sk;
+    if (device) {
+        net = device->nd_net.net;
+        if (netns_load_checked(net, id)) {
+            *on = device;
+            return net;
+        }
+    }
+    sk = skb->sk;
+    if (!sk)
+        return 0;
+    net = sk->__sk_common.skc_net.net;
+    return netns_load_checked(net, id) ? net : 0;
+}
+
+INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
+    struct drop_key key = {.reason = reason};
+    struct subject about = {.class = PACKET_DROP, .who = WHO_IS_NOBODY};
+    struct flow flow = {};
+    struct net_device *device = 0;
+    struct net *net = netns_of_packet(skb, &key.netns, &device);
+    struct drop_event *event;
+    u32 filters;
+    u16 protocol = bpf_ntohs(skb->protocol);
+    if (!device && !protocol) /* a message of a Unix or netlink socket, no packet */
+        return 0;
+    if (COUNT(drops, &key, 1) && net)
+        netns_note(net, &key.netns);
+    about.netns = key.netns;
+    filters = filters_in_use();
+    if (filters & FILTER_FLOW)
+        flow_of_packet(skb, protocol, &flow);
+    event = (void *)event_reserve(&about, &flow, filters, sizeof(*event));
+    if (!event)
+        return 0;
+    if (!(filters & FILTER_FLOW))
+        flow_of_packet(skb, protocol, &flow);
+    event->location = location;
+    event->reason = reason;
+    event->protocol = protocol;
+    event->pad[0] = event->pad[1] = event->pad[2] = 0;
+    event->flow = flow;
+    event->ifindex = device ? device->ifindex : 0;
+    event->device[0] = device ? ((u64 *)device->name)[0] : 0;
+    event->device[1] = device ? ((u64 *)device->name)[1] : 0;
+    event_submit(event);
+    return 0;
+}
+
+int drops_with_reason(unsigned long long *ctx) {
+    u32 reason = ctx[2];
+    if (reason == REASON_NOT_DROPPED || reason == REASON_CONSUMED)
+        return 0;
+    return dropped((struct sk_buff *)ctx[0], ctx[1], reason);
+}
+
+int drops_without_reason(unsigned long long *ctx) {
+    return dropped((struct sk_buff *)ctx[0], ctx[1], REASON_NOT_SPECIFIED);
+}

@@ -1,0 +1,255 @@
+/* TCP per network namespace: connections opened and failed, time to connect, retransmits, resets.
+ *
+ * Hooks, all tracepoints with typed arguments (5.5): inet_sock_set_state (sk, old, new; 4.16), tcp_retransmit_skb (sk, skb; 4.15),
+ * tcp_send_reset (sk, skb; 4.15: before 6.10 only where the kernel has a socket for it).
+ * Cost: per connection about five changes of state, two of which touch a hash; nothing per packet.
+ * Outgoing: SYN_SENT to ESTABLISHED is opened, SYN_SENT to CLOSE is failed (refused, timed out, given up).
+ * Incoming: SYN_RECV to ESTABLISHED is opened, SYN_RECV to CLOSE is failed; a SYN that never got a socket is neither.
+ */
+#include "common.h"
+
+enum tcp_count { OPENED_OUT, OPENED_IN, FAILED_OUT, FAILED_IN, RETRANSMITTED, RESET_SENT };
+enum tcp_state { ESTABLISHED = 1, SYN_SENT = 2, SYN_RECV = 3, CLOSED = 7 };
+enum tcp_kind { KIND_OPENED = 1, KIND_FAILED, KIND_RETRANSMITTED, KIND_RESET_SENT, KIND_CLOSED };
+enum tcp_direction { INCOMING, OUTGOING };
+
+struct tcp_key {
+    struct netns_id netns;
+    u32 what;
+    u32 pad;
+};
+
+/* Counts per bucket (not cumulative, the last is +Inf's), then the sum of all in ns. */
+struct connect_time {
+    u64 counts[CONNECT_BUCKETS + 1];
+    u64 sum;
+};
+
+/* Who asked for a connection, and when. */
+struct tcp_connecting {
+    u64 time;
+    u32 pid;
+    u32 pad;
+    struct comm comm;
+};
+
+struct tcp_opened {
+    u64 time;
+    u32 direction;
+    u32 pad;
+};
+
+SHAPE(tcp, struct tcp_key, u64);
+SHAPE(tcp_connect, struct netns_id, struct connect_time);
+SHAPE(tcp_connecting, u64, struct tcp_connecting);
+SHAPE(tcp_open, u64, struct tcp_opened);
+
+struct tcp_event {
+    struct event head;
+    struct flow flow; /* source is the local side */
+    u64 duration;     /* ns: to connect; of the whole connection where it is closed; 0: not known */
+    u64 sent;         /* bytes, where it is closed */
+    u64 received;
+    u32 direction;
+    u32 state; /* before */
+};
+
+INLINE void flow_of_socket(const struct sock *sk, struct flow *flow) {
+    flow->family = sk->__sk_common.skc_family;
+    flow->source_port = sk->__sk_common.skc_num;
+    flow->destination_port = bpf_ntohs(sk->__sk_common.skc_dport);
+    flow->protocol = 6;
+    if (flow->family == 2) {
+        address4(flow->source, sk->__sk_common.skc_rcv_saddr);
+        address4(flow->destination, sk->__sk_common.skc_daddr);
+    }
+#ifdef HAVE_sock___sk_common_skc_v6_daddr
+    else {
+        bpf_probe_read_kernel(flow->source, 16, &sk->__sk_common.skc_v6_rcv_saddr);
+        bpf_probe_read_kernel(flow->destination, 16, &sk->__sk_common.skc_v6_daddr);
+    }
+#endif
+}
+
+INLINE struct net *netns_of_socket(const struct sock *sk, struct netns_id *id) {
+    struct net *net = sk->__sk_common.skc_net.net;
+    netns_load(net, id);
+    return net;
+}
+
+INLINE void count_tcp(struct net *net, const struct netns_id *id, u32 what) {
+    struct tcp_key key = {.netns = *id, .what = what};
+    if (COUNT(tcp, &key, 1))
+        netns_note(net, id);
+}
+
+INLINE void observe_connect(const struct netns_id *id, u64 duration) {
+    static const u64 bounds[CONNECT_BUCKETS] = {CONNECT_BOUNDS};
+    struct connect_time *times = map_lookup(MAP(tcp_connect), id);
+    u32 slot = 0;
+    if (!times) {
+        struct connect_time empty = {};
+        map_update(MAP(tcp_connect), id, &empty, 1);
+        times = map_lookup(MAP(tcp_connect), id);
+        if (!times) {
+            insert_failed(MAP_ID_tcp_connect);
+            return;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < CONNECT_BUCKETS; i++)
+        slot += duration > bounds[i];
+    if (slot <= CONNECT_BUCKETS)
+        RAISE(times->counts[slot], 1);
+    RAISE(times->sum, duration);
+}
+
+struct tcp_change {
+    struct subject about;
+    u32 direction;
+    u32 state;
+    u64 duration;
+};
+
+INLINE void tell(const struct sock *sk, const struct tcp_change *change) {
+    struct flow flow = {};
+    u32 filters = filters_in_use();
+    struct tcp_event *event;
+    if (filters & FILTER_FLOW && sk)
+        flow_of_socket(sk, &flow);
+    event = (void *)event_reserve(&change->about, &flow, filters, sizeof(*event));
+    if (!event)
+        return;
+    if (!(filters & FILTER_FLOW) && sk)
+        flow_of_socket(sk, &flow);
+    event->flow = flow;
+    event->duration = change->duration;
+    event->sent = 0;
+    event->received = 0;
+    event->direction = change->direction;
+    event->state = change->state;
+#if defined(HAVE_tcp_sock_bytes_acked) && defined(HAVE_tcp_sock_bytes_received)
+    if (change->about.kind == KIND_CLOSED) {
+        struct tcp_sock *tp = (struct tcp_sock *)sk;
+        READ(event->sent, tp->bytes_acked);
+        READ(event->received, tp->bytes_received);
+    }
+#endif
+    event_submit(event);
+}
+
+/* Whether records of a class are wanted at all. */
+INLINE int wanted(u32 class) {
+    u32 *ratio = map_lookup(MAP(ratios), &class);
+    return ratio && *ratio;
+}
+
+INLINE void opened(u64 key, struct net *net, struct tcp_change *change) {
+    const struct netns_id *id = &change->about.netns;
+    count_tcp(net, id, change->direction == OUTGOING ? OPENED_OUT : OPENED_IN);
+    if (change->direction == OUTGOING)
+        observe_connect(id, change->duration);
+    if (wanted(CONNECTION_CLOSE)) {
+        struct tcp_opened since = {.time = bpf_ktime_get_ns(), .direction = change->direction};
+        map_update(MAP(tcp_open), &key, &since, 0);
+    }
+    change->about.class = CONNECTION;
+    change->about.kind = KIND_OPENED;
+}
+
+INLINE void failed(struct net *net, struct tcp_change *change) {
+    count_tcp(net, &change->about.netns, change->direction == OUTGOING ? FAILED_OUT : FAILED_IN);
+    change->about.class = TCP_FAULT;
+    change->about.kind = KIND_FAILED;
+}
+
+/* 0: nobody wanted to know when it was opened. */
+INLINE int closed(u64 key, struct tcp_change *change) {
+    struct tcp_opened *since = map_lookup(MAP(tcp_open), &key);
+    if (!since)
+        return 0;
+    change->duration = bpf_ktime_get_ns() - since->time;
+    change->direction = since->direction;
+    map_delete(MAP(tcp_open), &key);
+    change->about.class = CONNECTION_CLOSE;
+    change->about.kind = KIND_CLOSED;
+    return 1;
+}
+
+int tcp_state(unsigned long long *ctx) {
+    const struct sock *sk = (const struct sock *)ctx[0];
+    u32 before = ctx[1], after = ctx[2];
+    u64 key = (u64)sk;
+    struct tcp_change change = {.about = {.who = WHO_IS_NOBODY}, .state = before, .direction = INCOMING};
+    struct net *net;
+    if (after != SYN_SENT && after != ESTABLISHED && after != CLOSED)
+        return 0;
+    if (sk->sk_protocol != 6)
+        return 0;
+    if (after == SYN_SENT) {
+        struct tcp_connecting asked = {.time = bpf_ktime_get_ns(), .pid = bpf_get_current_pid_tgid() >> 32};
+        bpf_get_current_comm(&asked.comm, sizeof(asked.comm));
+        if (map_update(MAP(tcp_connecting), &key, &asked, 0))
+            insert_failed(MAP_ID_tcp_connecting);
+        return 0;
+    }
+    if (before == SYN_SENT || before == SYN_RECV) {
+        struct tcp_connecting *asked = map_lookup(MAP(tcp_connecting), &key);
+        if (before == SYN_SENT || asked)
+            change.direction = OUTGOING;
+        if (asked) {
+            change.duration = bpf_ktime_get_ns() - asked->time;
+            change.about.who = WHO_IS_KNOWN;
+            change.about.pid = asked->pid;
+            change.about.comm = asked->comm;
+            map_delete(MAP(tcp_connecting), &key);
+        }
+        net = netns_of_socket(sk, &change.about.netns);
+        if (after == ESTABLISHED)
+            opened(key, net, &change);
+        else
+            failed(net, &change);
+    } else {
+        if (after != CLOSED || !wanted(CONNECTION_CLOSE) || !closed(key, &change))
+            return 0;
+        netns_of_socket(sk, &change.about.netns);
+    }
+    tell(sk, &change);
+    return 0;
+}
+
+int tcp_retransmit(unsigned long long *ctx) {
+    const struct sock *sk = (const struct sock *)ctx[0];
+    struct tcp_change change = {.direction = OUTGOING};
+    struct net *net;
+    if (!sk)
+        return 0;
+    change.about.class = TCP_FAULT;
+    change.about.kind = KIND_RETRANSMITTED;
+    change.about.who = WHO_IS_NOBODY;
+    net = netns_of_socket(sk, &change.about.netns);
+    count_tcp(net, &change.about.netns, RETRANSMITTED);
+    tell(sk, &change);
+    return 0;
+}
+
+/* A reset that answers a packet for which there is no socket has the packet alone: it stands on a device. */
+int tcp_reset(unsigned long long *ctx) {
+    const struct sock *sk = (const struct sock *)ctx[0];
+    struct sk_buff *skb = (struct sk_buff *)ctx[1];
+    struct tcp_change change = {.direction = OUTGOING};
+    struct net *net = 0;
+    change.about.class = TCP_FAULT;
+    change.about.kind = KIND_RESET_SENT;
+    change.about.who = WHO_IS_NOBODY;
+    if (sk) {
+        net = netns_of_socket(sk, &change.about.netns);
+    } else if (skb) {
+        struct net_device *device = skb->dev;
+        if (device && netns_load_checked(device->nd_net.net, &change.about.netns))
+            net = device->nd_net.net;
+    }
+    count_tcp(net, &change.about.netns, RESET_SENT);
+    tell(sk, &change);
+    return 0;
+}

@@ -1,0 +1,225 @@
+"""The kernel monitor's source: maps and rings, read without any capability, become families.
+
+Flows in: the descriptors of `Programs`, which stay the composition root's. Flows out: families of owner `kernel`, and
+each event to the tap, if there is one. A new program adds its reader to `READERS` and nothing else here.
+"""
+
+import ctypes
+import struct
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from exporter.catalog import FAMILIES
+from exporter.contract import Context, Key, Source, Unsupported
+from exporter.host import bpf
+from exporter.load.admission import CLASSES as PRIORITIES
+from exporter.load.admission import KeptEvent
+from exporter.monitors.kernel.cni import Cni
+from exporter.monitors.kernel.departed import Departed, inhabited
+from exporter.monitors.kernel.drops import Drops
+from exporter.monitors.kernel.events import Event, decode
+from exporter.monitors.kernel.lifecycle import Lifecycle
+from exporter.monitors.kernel.process import Process, Syscalls
+from exporter.monitors.kernel.programs import PROGRAMS
+from exporter.monitors.kernel.reader import Histograms, Reader, Snapshot, Tables
+from exporter.monitors.kernel.shapes import CLASSES
+from exporter.monitors.kernel.tcp import Tcp
+
+if TYPE_CHECKING:
+    from exporter.monitors.kernel import Programs
+
+READERS: tuple[type[Reader], ...] = (Drops, Tcp, Lifecycle, Cni, Process, Syscalls)
+"""Every program's reader."""
+
+Tap = Callable[[Event, Reader | None], None]
+"""Gets each event, with the reader that knows its details."""
+
+_LAG = FAMILIES["cni_events_lag_seconds"].buckets
+_NETNS = 16  # bytes of struct netns_id
+_HASHES = frozenset({1, bpf.PERCPU_HASH, 9, bpf.LRU_PERCPU_HASH})
+
+
+class KernelSource(Source):
+    """Reads what the loader has put in force."""
+
+    mode = "ebpf"
+
+    def __init__(self, programs: "Programs", tap: Tap | None = None) -> None:
+        """Keep the programs; nothing is opened yet."""
+        self._programs = programs
+        self._tap = tap or self._tell
+        self._rings: list[bpf.Ring] = []
+
+    def open(self, context: Context) -> None:
+        """Open maps and rings by their descriptors. Raises Unsupported where nothing is attached, OSError."""
+        super().open(context)
+        manifest = self._programs.manifest
+        if not self._programs.attached:
+            standing = next(iter(self._programs.standings), None)
+            reason = standing.reason if standing else "no program is wanted"
+            raise Unsupported(reason, standing.remedy if standing else "")
+        rings = ("lifecycle", "events")
+        maps = {name: bpf.Map(fd) for name, fd in manifest.maps.items() if name not in rings}
+        self._tables = Tables(manifest, maps)
+        probes = {program.name: [probe.name for probe in program.probes] for program in PROGRAMS}
+        self._readers = [
+            make(self._tables) for make in READERS if any(map(self._tables.attached, probes[make.program]))
+        ]
+        self._by_class = {class_: reader for reader in self._readers for class_ in reader.classes}
+        self._departed = Departed(time.monotonic, partial(inhabited, context.paths.procfs))
+        for name in rings:
+            self._rings.append(bpf.Ring(manifest.maps[name], self._take))
+
+    def readers(self) -> Mapping[int, Callable[[], None]]:
+        """Read a ring when it holds records."""
+        return {ring.fileno(): partial(self._consume, ring) for ring in self._rings}
+
+    def update(self) -> None:
+        """Read everything."""
+        snapshot: Snapshot = {}
+        histograms: Histograms = {}
+        for ring in self._rings:
+            ring.consume()
+        gone = set(self._tables.gone)
+        for reader in self._readers:
+            snapshot |= reader.snapshot()
+            histograms |= reader.histograms()
+        aliases = self._aliases()
+        self._look_for_departed(aliases, snapshot)
+        snapshot |= aliases | self._account() | self._standings() | self._costs() | self._fill()
+        histograms["cni_events_lag_seconds"] = {(class_,): list(lag) for class_, lag in self._programs.lags.items()}
+        self.context.families.replace(snapshot)
+        self.context.families.replace_histograms(histograms)
+        self._purge(gone)
+
+    def close(self) -> None:
+        """Unmap the rings."""
+        for ring in self._rings:
+            ring.close()
+        self._rings.clear()
+
+    @staticmethod
+    def _consume(ring: bpf.Ring) -> None:
+        ring.consume()
+
+    def _take(self, address: int, size: int) -> None:
+        """Handle one record of a ring."""
+        try:
+            event = decode(ctypes.string_at(address, size))
+        except ValueError as error:
+            self.context.error("record", str(error))
+            return
+        self._programs.handled[event.class_] += 1
+        lag = max(0.0, (time.monotonic_ns() - event.time) / 1e9)
+        lags = self._programs.lags.setdefault(event.class_, [0.0] * (len(_LAG) + 2))
+        lags[bisect_left(_LAG, lag)] += 1
+        lags[-1] += lag
+        reader = self._by_class.get(event.class_)
+        if reader:
+            reader.handle(event)
+        self._tap(event, reader)
+
+    def _tell(self, event: Event, reader: Reader | None) -> None:
+        """Pass an event on to those who watch, if anybody does."""
+        if not self.context.events.wanted:
+            return
+        try:
+            details = dict(reader.details(event)) if reader else {}
+        except (ValueError, struct.error) as error:
+            self.context.error("record", f"{event.class_}: {error}")
+            return
+        what = str(details.pop("what", event.class_))
+        container_id = str(details.get("container_id", ""))
+        at = time.time() - (time.monotonic_ns() - event.time) / 1e9
+        self.context.events.record_event(
+            KeptEvent(
+                *(at, event.class_, what, PRIORITIES[event.class_], event.netns, container_id),
+                *(event.pid, event.comm, event.weight, details),
+            )
+        )
+
+    def _aliases(self) -> Snapshot:
+        """Tell the join under which inode of /proc/PID/net/stat a namespace is found."""
+        aliases: dict[Key, float] = {}
+        for key, value in self._tables.maps["namespaces"].items():
+            cookie, inum = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:12], "little")
+            proc = int.from_bytes(value[8:12], "little")
+            aliases[f"{inum}:{cookie}", f"proc-{proc}"] = 1.0
+        return {"cni_netns_alias": aliases}
+
+    def _look_for_departed(self, aliases: Snapshot, counted: Snapshot) -> None:
+        known = {netns: int(proc.removeprefix("proc-")) for netns, proc in aliases["cni_netns_alias"]}
+        for key in self._departed.find(known, counted):
+            inum, cookie = key.split(":")
+            self._tables.forget(int(inum), int(cookie))
+
+    def _purge(self, gone: set[bytes]) -> None:
+        """Take the entries of namespaces that are gone out of the kernel's maps."""
+        if not gone:
+            return
+        names = ("namespaces", *(name for reader in self._readers for name in reader.by_netns))
+        for map_ in (self._tables.maps[name] for name in names):
+            for key in [key for key, _ in map_.items() if key[:_NETNS] in gone]:
+                map_.delete(key)
+        self._tables.gone.difference_update(gone)
+
+    def _account(self) -> Snapshot:
+        """Read what became of the events of each class."""
+        account = self._tables.maps["account"]
+        names = ("seen", "filtered", "sampled_out", "lost")
+        families: Snapshot = {f"cni_events_{name}_total": {} for name in (*names, "handled")}
+        for number, class_ in enumerate(CLASSES):
+            value = account.get(number.to_bytes(4, "little"))
+            seen, filtered, sampled_out, lost, _ = account.total(value or bytes(40 * bpf.cpus()))
+            families["cni_events_seen_total"][class_,] = float(seen)
+            families["cni_events_filtered_total"][class_,] = float(filtered)
+            families["cni_events_sampled_out_total"][class_,] = float(sampled_out)
+            families["cni_events_lost_total"][class_, "kernel_reserve"] = float(lost)
+            families["cni_events_handled_total"][class_,] = float(self._programs.handled[class_])
+        return families
+
+    def _standings(self) -> Snapshot:
+        standings = self._programs.standings
+        return {
+            "cni_bpf_program_attached": {(s.program, s.hook, s.rung): float(s.attached) for s in standings},
+            "cni_bpf_program_info": {(s.program, s.reason or s.cannot_see): 1.0 for s in standings},
+        }
+
+    def _costs(self) -> Snapshot:
+        """Read what the programs cost; nothing where the kernel does not measure it."""
+        seconds: dict[Key, float] = {}
+        counts: dict[Key, float] = {}
+        misses: dict[Key, float] = {}
+        for probe, descriptors in self._programs.manifest.programs.items():
+            runs = [bpf.runs(descriptor) for descriptor in descriptors]
+            seconds[probe,] = sum(run.seconds for run in runs)
+            counts[probe,] = float(sum(run.count for run in runs))
+            misses[probe,] = float(sum(run.misses for run in runs))
+        measured = self._programs.manifest.measured
+        return {
+            "cni_bpf_program_run_time_seconds_total": seconds if measured else {},
+            "cni_bpf_program_runs_total": counts if measured else {},
+            "cni_bpf_program_misses_total": misses,
+        }
+
+    def _fill(self) -> Snapshot:
+        """Say how full the maps are, and what did not fit."""
+        hashes = {name: map_ for name, map_ in self._tables.maps.items() if map_.type in _HASHES}
+        failures: dict[Key, float] = {}
+        counter = self._tables.maps["insert_failures"]
+        for name in hashes:
+            number = self._programs.manifest.map_numbers[name]
+            value = counter.get(number.to_bytes(4, "little"))
+            failures[name,] = float(counter.total(value)[0]) if value else 0.0
+        return {
+            "cni_bpf_map_entries": {(name,): float(_length(map_.items())) for name, map_ in hashes.items()},
+            "cni_bpf_map_capacity": {(name,): float(map_.capacity) for name, map_ in hashes.items()},
+            "cni_bpf_map_insert_failures_total": failures,
+        }
+
+
+def _length(entries: Iterable[object]) -> int:
+    return sum(1 for _ in entries)
