@@ -191,11 +191,14 @@ INLINE void cni_variable(struct cni_scratch *scratch, u64 at) {
     u64 first = scratch->piece[0], second = scratch->piece[1];
     if ((u32)first != (u32)CNI_TEXT('C', 'N', 'I', '_', 0, 0, 0, 0))
         return;
-    if (first == CNI_TEXT('C', 'N', 'I', '_', 'C', 'O', 'M', 'M') && (u32)second == CNI_TEXT('A', 'N', 'D', '=', 0, 0, 0, 0))
+    if (first == CNI_TEXT('C', 'N', 'I', '_', 'C', 'O', 'M', 'M') &&
+        (second & 0xffffffff) == CNI_TEXT('A', 'N', 'D', '=', 0, 0, 0, 0))
         bpf_probe_read_user_str(scratch->command, sizeof(scratch->command), (void *)at + 12);
-    else if (first == CNI_TEXT('C', 'N', 'I', '_', 'I', 'F', 'N', 'A') && (second & 0xffffff) == CNI_TEXT('M', 'E', '=', 0, 0, 0, 0, 0))
+    else if (first == CNI_TEXT('C', 'N', 'I', '_', 'I', 'F', 'N', 'A') &&
+             (second & 0xffffff) == CNI_TEXT('M', 'E', '=', 0, 0, 0, 0, 0))
         bpf_probe_read_user_str(scratch->run.interface, sizeof(scratch->run.interface), (void *)at + 11);
-    else if (first == CNI_TEXT('C', 'N', 'I', '_', 'C', 'O', 'N', 'T') && second == CNI_TEXT('A', 'I', 'N', 'E', 'R', 'I', 'D', '='))
+    else if (first == CNI_TEXT('C', 'N', 'I', '_', 'C', 'O', 'N', 'T') &&
+             second == CNI_TEXT('A', 'I', 'N', 'E', 'R', 'I', 'D', '='))
         bpf_probe_read_user_str(scratch->run.container, sizeof(scratch->run.container), (void *)at + 16);
 }
 
@@ -213,8 +216,10 @@ INLINE void cni_environment(struct task_struct *task, struct cni_scratch *scratc
         if (at >= end)
             break;
         size = bpf_probe_read_user_str(scratch->piece, CNI_PIECE, (void *)at);
-        if (size <= 0)
+        if (size < 0)
             break;
+        if (!size)
+            size = 1; /* an empty string: kernels do not agree whether its NUL counts */
         if (!middle)
             cni_variable(scratch, at);
         middle = size == CNI_PIECE;

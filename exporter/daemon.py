@@ -319,16 +319,19 @@ def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP loads the configuration again. The answer is the exit status."""
     stop, reload_ = threading.Event(), threading.Event()
     wake = threading.Event()
-    wanted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload_}
+    noted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload_}
 
     def note(number: int, _frame: object) -> None:
-        wanted[signal.Signals(number)].set()
+        noted[signal.Signals(number)].set()
         wake.set()
 
-    for number in wanted:
+    for number in noted:
         signal.signal(number, note)
     programs = load_programs(loaded.config)
-    left = privileges.keep(frozenset(map(privileges.NAMES.index, loaded.config.general.keep_capabilities)))
+    kept = {privileges.NAMES.index(name) for name in loaded.config.general.keep_capabilities}
+    if programs and programs.attached and not programs.manifest.unprivileged:
+        kept.add(privileges.BPF)  # before 5.19 a map's descriptor is not enough to read it
+    left = privileges.keep(frozenset(kept))
     log.info("capabilities kept: %s", ", ".join(privileges.NAMES[number] for number in sorted(left)) or "none")
     exporter = Exporter(loaded, programs)
     server = exporter.serve()

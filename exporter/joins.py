@@ -73,6 +73,8 @@ class Workloads:
 
     def of_netns(self, netns_id: str) -> tuple[Workload | None, bool]:
         """Give the workload of a namespace, and whether that is final; None while its series are held back."""
+        if not netns_id:
+            return UNKNOWN, True  # a packet that was in no namespace
         bound = self._bound.get(netns_id)
         if bound is not None:
             return bound, True

@@ -286,7 +286,7 @@ class Store:
             self._release(table, key)
         if table.family.join is not None:
             there = self._workloads.listed if table.family.join is Join.NETNS else self._workloads.of_container
-            for key in [key for key in table.series if not there(key[0])]:
+            for key in [key for key in table.series if key[0] and not there(key[0])]:
                 self._release(table, key)
         for key, joined in list(table.unsettled.items()):
             if self._joined(table.family, key) != (joined, False):

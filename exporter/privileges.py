@@ -7,6 +7,7 @@ import ctypes
 import os
 
 SYS_PTRACE = 19
+BPF = 39
 _SETPCAP = 8
 _VERSION_3 = 0x20080522
 _PR_CAPBSET_DROP = 24

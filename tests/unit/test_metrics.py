@@ -275,3 +275,9 @@ def test_every_family_of_the_catalogue_is_sound(family: object) -> None:
     assert (family.kind.value == "counter") == family.name.endswith("_total")
     assert bool(family.buckets) == (family.kind.value == "histogram")
     assert len(set(family.key)) == len(family.key)
+
+
+def test_what_is_in_no_namespace_has_empty_labels_at_once(store: Store) -> None:
+    """The kernel programs may meet a packet that belongs to no namespace."""
+    store.owned("links").replace({RESETS: {("",): 3.0}})
+    assert store.read(RESETS) == [({"namespace": "", "pod": "", "container": ""}, 3.0)]

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from exporter.contract import Monitor
+from exporter.contract import Monitor, Source
 from exporter.host import btf
 from exporter.monitors.kernel.handover import PREFIX, Manifest, Standing, receive
 from exporter.monitors.kernel.programs import PROGRAMS
@@ -134,9 +134,12 @@ def _nothing(reason: str, remedy: str, start: float) -> Programs:
 
 def monitor(programs: Programs, interval: float = 10.0) -> Monitor:
     """Describe the monitor; `programs` stays the caller's and must outlive it. `interval` is in seconds."""
-    from exporter.monitors.kernel.source import KernelSource  # noqa: PLC0415 - only where it runs
+    from exporter.monitors.kernel.source import KernelSource, Standings  # noqa: PLC0415 - only where it runs
 
-    def source() -> KernelSource:
+    def ebpf() -> Source:
         return KernelSource(programs)
 
-    return Monitor(name="kernel", rungs=[source], interval=interval, max_age=0.0)
+    def nothing() -> Source:
+        return Standings(programs)
+
+    return Monitor(name="kernel", rungs=[ebpf, nothing], interval=interval, max_age=0.0)

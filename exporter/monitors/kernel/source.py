@@ -89,7 +89,7 @@ class KernelSource(Source):
             histograms |= reader.histograms()
         aliases = self._aliases()
         self._look_for_departed(aliases, snapshot)
-        snapshot |= aliases | self._account() | self._standings() | self._costs() | self._fill()
+        snapshot |= aliases | self._account() | standings(self._programs) | self._costs() | self._fill()
         histograms["cni_events_lag_seconds"] = {(class_,): list(lag) for class_, lag in self._programs.lags.items()}
         self.context.families.replace(snapshot)
         self.context.families.replace_histograms(histograms)
@@ -181,13 +181,6 @@ class KernelSource(Source):
             families["cni_events_handled_total"][class_,] = float(self._programs.handled[class_])
         return families
 
-    def _standings(self) -> Snapshot:
-        standings = self._programs.standings
-        return {
-            "cni_bpf_program_attached": {(s.program, s.hook, s.rung): float(s.attached) for s in standings},
-            "cni_bpf_program_info": {(s.program, s.reason or s.cannot_see): 1.0 for s in standings},
-        }
-
     def _costs(self) -> Snapshot:
         """Read what the programs cost; nothing where the kernel does not measure it."""
         seconds: dict[Key, float] = {}
@@ -223,3 +216,25 @@ class KernelSource(Source):
 
 def _length(entries: Iterable[object]) -> int:
     return sum(1 for _ in entries)
+
+
+class Standings(Source):
+    """What is left where nothing is attached: each program's standing, with the reason."""
+
+    mode = "none"
+
+    def __init__(self, programs: "Programs") -> None:
+        """Keep the programs."""
+        self._programs = programs
+
+    def update(self) -> None:
+        """Say that nothing is attached, and why."""
+        self.context.families.replace(standings(self._programs))
+
+
+def standings(programs: "Programs") -> Snapshot:
+    """Say where each program stands."""
+    return {
+        "cni_bpf_program_attached": {(s.program, s.hook, s.rung): float(s.attached) for s in programs.standings},
+        "cni_bpf_program_info": {(s.program, s.reason or s.cannot_see): 1.0 for s in programs.standings},
+    }
