@@ -75,27 +75,30 @@ def test_an_empty_proc_is_said_to_be_so(tmp_path: Path) -> None:
         CgroupSource().open(Recorder(Paths(tmp_path, tmp_path)))
 
 
-@pytest.mark.real
-def test_a_new_namespace_of_each_type_is_counted() -> None:
-    """A real process with namespaces of its own raises each count by one."""
+def counts() -> dict[str, float]:
+    """Give the namespaces of this host by type."""
+    context = Recorder(Paths())
+    source = ProcSource()
+    source.open(context)
+    source.update()
+    return {kind: value for (kind,), value in context.families.snapshots["cni_namespaces"].items()}
 
-    def counts() -> dict[tuple[str, ...], float]:
-        context = Recorder(Paths())
-        source = ProcSource()
-        source.open(context)
-        source.update()
-        return dict(context.families.snapshots["cni_namespaces"])
 
+def rise() -> dict[str, float]:
+    """Give by how much a process with namespaces of its own raises each count."""
     before = counts()
-    with subprocess.Popen(
-        ["unshare", "-n", "-m", "-i", "-u", "-C", "sh", "-c", "echo; exec sleep 20"], stdout=-1
-    ) as child:
+    script = ["sh", "-c", "echo; exec sleep 20"]
+    with subprocess.Popen(["unshare", "-n", "-m", "-i", "-u", "-C", *script], stdout=-1) as child:
         try:
             assert child.stdout
             child.stdout.readline()
-            after = counts()
+            return {kind: value - before[kind] for kind, value in counts().items()}
         finally:
             child.kill()
-    for kind in ("net", "mnt", "ipc", "uts", "cgroup"):
-        assert after[kind,] == before[kind,] + 1
-    assert after["pid",] == before["pid",]
+
+
+@pytest.mark.real
+def test_a_new_namespace_of_each_type_is_counted() -> None:
+    """Once each. Somebody else's process may come or go in between: one of a few tries must be undisturbed."""
+    made = dict.fromkeys(("net", "mnt", "ipc", "uts", "cgroup"), 1.0)
+    assert made | {"pid": 0.0, "user": 0.0} in [rise() for _ in range(5)]
