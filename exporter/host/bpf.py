@@ -8,7 +8,7 @@ bpf(2), include/uapi/linux/bpf.h. Calls by descriptor need no privilege from Lin
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -71,13 +71,25 @@ class _ProgramInfo(ctypes.Structure):
     )
 
 
-@cache
-def library() -> ctypes.CDLL:
-    """Load libbpf with the calls described. Raises Unsupported."""
+Calls = Mapping[str, tuple[type | None, Sequence[type]]]
+"""Functions of libbpf: what each returns and takes."""
+
+
+def libbpf(calls: Calls) -> ctypes.CDLL:
+    """Load libbpf with these calls described. Raises Unsupported."""
     try:
-        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
         raise Unsupported(f"libbpf.so.1: {error}", "install the package libbpf1") from error
+    for name, (result, arguments) in calls.items():
+        call = getattr(library, name)
+        call.restype, call.argtypes = result, list(arguments)
+    return library
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Give libbpf with the calls that maps, rings and programs need. Raises Unsupported."""
     number, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64
     calls: dict[str, tuple[type | None, list[type]]] = {
         "bpf_map_lookup_elem": (number, [number, pointer, pointer]),
@@ -94,9 +106,7 @@ def library() -> ctypes.CDLL:
         "ring_buffer__epoll_fd": (number, [pointer]),
         "ring_buffer__free": (None, [pointer]),
     }
-    for name, (result, arguments) in calls.items():
-        call = getattr(lib, name)
-        call.restype, call.argtypes = result, arguments
+    lib = libbpf(calls)
     lib.libbpf_set_print(None)  # it would write to standard error
     return lib
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from exporter.contract import Unsupported
+from exporter.host.bpf import libbpf
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
@@ -57,11 +58,7 @@ class _Enumerator(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL:
-    """Load libbpf and describe its calls. Raises Unsupported."""
-    try:
-        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    except OSError as error:
-        raise Unsupported(f"libbpf.so.1: {error}", "install the package libbpf1") from error
+    """Give libbpf with the calls that types need. Raises Unsupported."""
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32
     calls: dict[str, tuple[type | None, list[type]]] = {
         "btf__parse": (pointer, [text, pointer]),
@@ -74,10 +71,7 @@ def _library() -> ctypes.CDLL:
         "btf_dump__dump_type": (ctypes.c_int, [pointer, number]),
         "btf_dump__free": (None, [pointer]),
     }
-    for name, (result, arguments) in calls.items():
-        call = getattr(library, name)
-        call.restype, call.argtypes = result, arguments
-    return library
+    return libbpf(calls)
 
 
 class Btf:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.contract import Unsupported
+from exporter.host import bpf
 from exporter.host.bpf import library
 from exporter.host.btf import VMLINUX, Btf
 from exporter.monitors.kernel.shapes import LPM_TRIE, Hook, MapShape, Settings
@@ -65,27 +66,6 @@ class _LoadOptions(ctypes.Structure):
         ("log_level", ctypes.c_uint32),
         ("log_size", ctypes.c_uint32),
         ("log_buf", ctypes.c_char_p),
-    )
-
-
-class _TestRunOptions(ctypes.Structure):
-    """struct bpf_test_run_opts of libbpf 1.x."""
-
-    _fields_ = (
-        ("size", ctypes.c_size_t),
-        ("data_in", ctypes.c_void_p),
-        ("data_out", ctypes.c_void_p),
-        ("data_sizes", ctypes.c_uint32 * 2),
-        ("ctx_in", ctypes.c_void_p),
-        ("ctx_out", ctypes.c_void_p),
-        ("ctx_size_in", ctypes.c_uint32),
-        ("ctx_size_out", ctypes.c_uint32),
-        ("retval", ctypes.c_uint32),
-        ("repeat", ctypes.c_int),
-        ("duration", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("cpu", ctypes.c_uint32),
-        ("batch_size", ctypes.c_uint32),
     )
 
 
@@ -187,14 +167,7 @@ def run_once(name: str, code: bytes, argument: int = 0) -> None:
     """Run a raw tracepoint program on the calling process, attached nowhere (5.10). Raises OSError."""
     program = _load(name, code, _Target(_RAW_TRACEPOINT))
     try:
-        context = (ctypes.c_uint64 * 12)(argument)
-        options = _TestRunOptions(ctypes.sizeof(_TestRunOptions))
-        options.ctx_in, options.ctx_size_in = ctypes.addressof(context), ctypes.sizeof(context)
-        call = library().bpf_prog_test_run_opts
-        call.argtypes = [ctypes.c_int, ctypes.c_void_p]
-        result = int(call(program, ctypes.byref(options)))
-        if result < 0:
-            raise _failure("trial run of a program", -result)
+        bpf.run(program, argument)
     finally:
         os.close(program)
 

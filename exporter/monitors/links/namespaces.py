@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from exporter.catalog import HOST
 from exporter.host import procfs
 from exporter.host.netlink import Route
 from exporter.host.netlink_messages import Link
 from exporter.host.procfs import Mount
 from exporter.monitors.links.processes import Process
 
-HOST_OWNER = "(host)"
-"""The owner that stands for the host's own namespace."""
 GRACE_SECONDS = 5.0
 """So long may a namespace be without any process when it is new: a CNI plugin wires it up before the process starts."""
 NO_ID = -1
@@ -268,7 +267,7 @@ class Inventory:
             containers = {process.container for process in namespace.processes} - {""}
             namespace.members = len(containers)
             if namespace.host:
-                namespace.owner = HOST_OWNER
+                namespace.owner = HOST
             elif containers:
                 namespace.owner = next(process.container for process in namespace.processes if process.container)
                 owners.add(namespace.owner)
