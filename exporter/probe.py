@@ -3,11 +3,14 @@
 Flows in: a configuration. Flows out: findings, a line each.
 """
 
+import os
 from dataclasses import dataclass, field
 
 from exporter import daemon, privileges, web
 from exporter.config import Config
+from exporter.config.models import Feed as FeedSection
 from exporter.contract import EventSink, Families, Monitor, Paths, Source, Unsupported
+from exporter.feed_protocol import default_socket
 from exporter.load.admission import Admission
 from exporter.metrics import Store
 from exporter.monitors import kernel
@@ -49,7 +52,7 @@ class _Trial:
 def findings(config: Config) -> list[Finding]:
     """Try the listening address and every monitor."""
     store = Store()
-    found = [_listening(config.web.listen_address), _capabilities()]
+    found = [_listening(config.web.listen_address), _capabilities(), _feed(config.feed)]
     programs = daemon.load_programs(config)
     try:
         for monitor, owners in daemon.monitors(config, programs):
@@ -92,6 +95,20 @@ def _capabilities() -> Finding:
     if privileges.SYS_PTRACE in privileges.held():
         return Finding("privileges", "cap_sys_ptrace")
     return Finding("privileges", "none", "other users' namespaces cannot be looked into", "run as root")
+
+
+def _feed(section: FeedSection) -> Finding:
+    """Say where the live feed would be; without it the exporter runs all the same."""
+    if not section.enabled:
+        return Finding("live feed", "none", "feed.enabled is false")
+    try:
+        path = section.socket or default_socket()
+    except OSError as error:
+        return Finding("live feed", "none", str(error.strerror))
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return Finding("live feed", "none", f"no socket can be made below {place}", "set feed.socket")
+    return Finding("live feed", str(path))
 
 
 def _try(monitor: Monitor, trial: _Trial) -> Finding:

@@ -296,9 +296,9 @@ class Runner:
         self._drop_source()
 
     def _refuse(self, rung: _Rung, error: Exception) -> None:
-        before = rung.reason
+        known = {each.reason for each in self._rungs}  # rungs that ask the same socket are refused in the same words
         rung.refuse(error, time.monotonic())
-        if rung.reason != before:
+        if rung.reason not in known:
             level = logging.INFO if rung.unsupported else logging.WARNING
             hint = f" ({rung.remedy})" if rung.remedy else ""
             log.log(level, "%s: %s%s", self.monitor.name, rung.reason, hint)
