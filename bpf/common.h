@@ -9,6 +9,12 @@
 
 #include <kernel_types.h> /* made by the loader */
 
+/* The compiler runs as nobody; there bcc cannot tell that the kernel has these (5.5) and puts older ones in their place. */
+#undef bpf_probe_read_kernel
+#undef bpf_probe_read_kernel_str
+#undef bpf_probe_read_user
+#undef bpf_probe_read_user_str
+
 #define INLINE static __attribute__((always_inline)) inline
 #define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_FD_##name))
 

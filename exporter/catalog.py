@@ -338,14 +338,16 @@ _KERNEL = (
     ),
     Family(
         "cni_bpf_program_attached",
-        "1 where the program is attached; 0 where no rung of its ladder could be stood on.",
+        "1 where the kernel program is attached, at these hooks and on this rung (fentry, kprobe, tp_btf); 0 where the "
+        "kernel takes it on none: cni_bpf_program_info has the reason.",
         "kernel",
         labels=("program", "hook", "rung"),
         cap=100,
     ),
     Family(
         "cni_bpf_program_info",
-        "Why a program is not attached, or not on its best rung.",
+        "Always 1; the label reason says why the kernel program is not attached, or not on a better rung; empty on the "
+        "best one.",
         "kernel",
         labels=("program", "reason"),
         cap=100,
@@ -367,11 +369,18 @@ _KERNEL = (
         ("program",),
         cap=100,
     ),
-    Family("cni_bpf_map_entries", "Entries in the map.", "kernel", labels=("map",), cap=100),
+    Family(
+        "cni_bpf_map_entries",
+        "Entries in the map. Maps that drop their oldest entry when they are full are not listed.",
+        "kernel",
+        labels=("map",),
+        cap=100,
+    ),
     Family("cni_bpf_map_capacity", "Entries that the map can hold.", "kernel", labels=("map",), cap=100),
     Family(
         "cni_bpf_map_insert_failures_total",
-        "Counts lost because the map was full.",
+        "Times a kernel program found no room for a new entry (a namespace's counter, a connection): its counts are "
+        "missing. kernel.map_entries gives more room.",
         "kernel",
         Kind.COUNTER,
         ("map",),

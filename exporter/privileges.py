@@ -7,6 +7,8 @@ import ctypes
 import os
 
 SYS_PTRACE = 19
+SYS_ADMIN = 21
+PERFMON = 38
 BPF = 39
 _SETPCAP = 8
 _VERSION_3 = 0x20080522

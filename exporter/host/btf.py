@@ -78,7 +78,7 @@ class Btf:
     """One kernel's types, read once. Close it: it holds some ten megabytes."""
 
     def __init__(self, path: Path = VMLINUX, base: "Btf | None" = None) -> None:
-        """Read the types; `base` is the kernel's own where `path` is a module's. Raises Unsupported or OSError."""
+        """Read the types; `base` is the kernel's own where `path` is a module's. Raises Unsupported."""
         self._library = _library()
         if not path.exists():
             raise Unsupported(f"{path} does not exist", "a kernel built with CONFIG_DEBUG_INFO_BTF=y")
@@ -87,8 +87,8 @@ class Btf:
         else:
             self._handle = self._library.btf__parse_split(bytes(path), base.handle)
         if not self._handle:
-            number = ctypes.get_errno()
-            raise OSError(number, f"{path}: {os.strerror(number)}")
+            said = os.strerror(ctypes.get_errno())
+            raise Unsupported(f"{path} is not a kernel's types (BTF): {said}", "mount the host's own /sys there")
 
     @property
     def handle(self) -> int:

@@ -114,10 +114,10 @@ def test_a_kernel_without_types_is_unsupported(tmp_path: Path) -> None:
 
 
 def test_garbage_is_an_error(tmp_path: Path) -> None:
-    """A file that holds no types raises OSError and is not taken for an empty kernel."""
+    """A file that holds no types is Unsupported, with its path, and not taken for an empty kernel."""
     path = tmp_path / "vmlinux"
     path.write_bytes(b"\x9f\xeb\x01" + b"\xff" * 100)
-    with pytest.raises(OSError, match="vmlinux"):
+    with pytest.raises(Unsupported, match="vmlinux"):
         btf.Btf(path)
 
 

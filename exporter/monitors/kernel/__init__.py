@@ -92,7 +92,7 @@ def load(settings: Settings) -> Programs:
 def _ask(settings: Settings) -> Manifest:
     """Have a child load, and take over what it made. Raises OSError (TimeoutError), EOFError, ValueError."""
     place = _MEMORY if os.access(_MEMORY, os.W_OK) else tempfile.gettempdir()
-    order = json.dumps({"settings": asdict(settings), "place": place}).encode()
+    order = json.dumps({"settings": asdict(settings), "place": place, "asked": time.monotonic()}).encode()
     ours, theirs = socket.socketpair()
     with theirs:
         child = _start(theirs)
@@ -106,14 +106,14 @@ def _ask(settings: Settings) -> Manifest:
 
 
 def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the loader. It takes no module from where it stands (-P): it is privileged."""
+    """Start the loader. It takes no module from where it stands (-P): it is privileged. Our paths it has (-S)."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (str(_ROOT), *sys.path) if p)}
     command = _command(theirs.fileno())
     return subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment, cwd="/")
 
 
 def _command(descriptor: int) -> list[str]:
-    return [sys.executable, "-P", "-m", "exporter.monitors.kernel.loader", str(descriptor)]
+    return [sys.executable, "-P", "-S", "-m", "exporter.monitors.kernel.loader", str(descriptor)]
 
 
 def _end(child: subprocess.Popen[bytes], place: Path) -> None:
@@ -123,8 +123,8 @@ def _end(child: subprocess.Popen[bytes], place: Path) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait(5)
-        for directory in place.glob(f"{PREFIX}{child.pid}-*"):
-            shutil.rmtree(directory, ignore_errors=True)
+    for directory in place.glob(f"{PREFIX}{child.pid}-*"):  # someone may have killed it
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _nothing(reason: str, remedy: str, start: float) -> Programs:

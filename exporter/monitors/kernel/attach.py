@@ -8,25 +8,29 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from exporter.contract import Unsupported
 from exporter.host import bpf
 from exporter.host.bpf import library
-from exporter.host.btf import VMLINUX, Btf
+from exporter.host.btf import Btf
 from exporter.monitors.kernel.shapes import LPM_TRIE, Hook, MapShape, Settings
 
 _NO_PREALLOCATION = 1
-_KPROBE, _TRACEPOINT, _RAW_TRACEPOINT, _TRACING = 2, 5, 17, 26  # enum bpf_prog_type
+_KPROBE, _RAW_TRACEPOINT, _TRACING = 2, 17, 26  # enum bpf_prog_type
 _TRACE_RAW_TP, _TRACE_FENTRY, _TRACE_FEXIT = 23, 24, 25  # enum bpf_attach_type
 _STATS_RUN_TIME = 0
 _LOG = 1 << 16
 _SET_BPF, _ENABLE = 0x40042408, 0x2400  # PERF_EVENT_IOC_SET_BPF, PERF_EVENT_IOC_ENABLE
 _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
-_PERF_TYPE_TRACEPOINT = 2
 _CLOSE_ON_EXEC = 8  # PERF_FLAG_FD_CLOEXEC
-_TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+_KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")  # not everywhere
+_NOTHING = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)  # r0 = 0; exit
+_T = TypeVar("_T")
 
 
 class _MapOptions(ctypes.Structure):
@@ -88,19 +92,6 @@ class _PerfAttributes(ctypes.Structure):
     )
 
 
-class _BtfInfo(ctypes.Structure):
-    """struct bpf_btf_info."""
-
-    _fields_ = (
-        ("types", ctypes.c_uint64),
-        ("size", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("name", ctypes.c_uint64),
-        ("name_length", ctypes.c_uint32),
-        ("kernel", ctypes.c_uint32),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Attached:
     """A program in force: it stays as long as both descriptors are open somewhere."""
@@ -117,8 +108,6 @@ class _Target:
     type: int
     attach_type: int = 0
     btf_id: int = 0
-    module: int = 0
-    """Descriptor of a module's types; 0 for the kernel itself."""
 
 
 def _failure(what: str, number: int) -> OSError:
@@ -134,7 +123,7 @@ def create_map(shape: MapShape, settings: Settings) -> int:
     name = f"cni_{shape.name}"[:15].encode()
     fd = int(call(shape.type, name, shape.key, shape.value, shape.capacity(settings), ctypes.byref(options)))
     if fd < 0:
-        raise _failure(f"map {shape.name}", -fd)
+        raise _failure(f"making the BPF map {shape.name}", -fd)
     return fd
 
 
@@ -151,7 +140,6 @@ def _load(name: str, code: bytes, target: _Target) -> int:
     log = ctypes.create_string_buffer(_LOG)
     options = _LoadOptions(ctypes.sizeof(_LoadOptions), 5)
     options.expected_attach_type, options.attach_btf_id = target.attach_type, target.btf_id
-    options.attach_btf_obj_fd = target.module
     options.log_buf, options.log_size = ctypes.cast(log, ctypes.c_char_p), _LOG
     call = library().bpf_prog_load
     call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p]
@@ -177,137 +165,121 @@ def attach(hook: Hook, code: bytes, types: Btf) -> Attached:
 
     Raises Unsupported where it has none of them, OSError with the last refusal.
     """
-    refusal: Exception = Unsupported("no symbol is named")
-    for symbol in hook.symbols:
+
+    def at(symbol: str) -> Attached:
+        program = _load_at(hook, symbol, code, types)
         try:
-            return _ATTACHING[hook.kind](hook, symbol, code, types)
+            return Attached(program, _KINDS[hook.kind].link(program, symbol), symbol)
+        except (OSError, Unsupported):
+            os.close(program)
+            raise
+
+    return _first(hook.symbols, at)
+
+
+def try_out(hook: Hook, types: Btf) -> None:
+    """Have the verifier take a program that does nothing for the hook's place: milliseconds before any compiler runs.
+
+    What is refused only when it is attached is not found out. Raises Unsupported or OSError as `attach` does.
+    """
+    _first(hook.symbols, lambda symbol: os.close(_load_at(hook, symbol, _NOTHING, types)))
+
+
+def _first(symbols: Iterable[str], work: Callable[[str], _T]) -> _T:
+    """Do it with the first symbol that it can be done with."""
+    refusal: Exception = Unsupported("no symbol is named")
+    for symbol in symbols:
+        try:
+            return work(symbol)
         except (OSError, Unsupported) as error:
             refusal = error
     raise refusal
 
 
-def _attach_raw_tracepoint(hook: Hook, symbol: str, code: bytes, _: Btf) -> Attached:
-    program = _load(hook.function, code, _Target(_RAW_TRACEPOINT))
-    return _linked(program, symbol, symbol.encode())
+def _load_at(hook: Hook, symbol: str, code: bytes, types: Btf) -> int:
+    return _load(hook.function, code, _KINDS[hook.kind].target(hook, symbol, types))
 
 
-def _attach_tp_btf(hook: Hook, symbol: str, code: bytes, types: Btf) -> Attached:
+# Where a program may go: what the verifier must know of it.
+
+
+def _no_target(_: Hook, __: str, ___: Btf) -> _Target:
+    return _Target(_RAW_TRACEPOINT)
+
+
+def _tp_btf_target(_: Hook, symbol: str, types: Btf) -> _Target:
     number = types.tracepoint(symbol)
     if not number:
         raise Unsupported(f"this kernel has no tracepoint {symbol}")
-    program = _load(hook.function, code, _Target(_TRACING, _TRACE_RAW_TP, number))
-    return _linked(program, symbol, None)
+    return _Target(_TRACING, _TRACE_RAW_TP, number)
 
 
-def _attach_function(hook: Hook, symbol: str, code: bytes, types: Btf) -> Attached:
-    """Attach by trampoline: fentry, fexit (5.5; in modules 5.11)."""
-    module, _, name = symbol.rpartition(":")
-    kind = _TRACE_FENTRY if hook.kind == "fentry" else _TRACE_FEXIT
-    if not module:
-        program = _load(hook.function, code, _Target(_TRACING, kind, _known(types.function(name), symbol)))
-        return _linked(program, symbol, None)
-    path = VMLINUX.with_name(module)
-    if not path.exists():
-        raise Unsupported(f"the module {module} is not loaded", f"modprobe {module}")
-    with Btf(path, types) as own:
-        number = _known(own.function(name), symbol)
-    fd = _module_types(module)
-    try:
-        program = _load(hook.function, code, _Target(_TRACING, kind, number, fd))
-    finally:
-        os.close(fd)
-    return _linked(program, symbol, None)
-
-
-def _known(number: int, symbol: str) -> int:
+def _function_target(hook: Hook, symbol: str, types: Btf) -> _Target:
+    """Find a function that takes a trampoline: fentry, fexit (5.5)."""
+    number = types.function(symbol)
     if not number:
         raise Unsupported(f"this kernel has no function {symbol}")
-    return number
+    return _Target(_TRACING, _TRACE_FENTRY if hook.kind == "fentry" else _TRACE_FEXIT, number)
 
 
-def _module_types(module: str) -> int:
-    """Open a module's types as the kernel holds them (5.11). Raises Unsupported or OSError."""
-    number = ctypes.c_uint32(0)
-    while library().bpf_btf_get_next_id(number, ctypes.byref(number)) == 0:
-        fd = int(library().bpf_btf_get_fd_by_id(number))
-        if fd < 0:
-            continue
-        name = ctypes.create_string_buffer(64)
-        info = _BtfInfo(name=ctypes.addressof(name), name_length=len(name))
-        size = ctypes.c_uint32(ctypes.sizeof(info))
-        known = library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)) == 0
-        if known and info.kernel and name.value.decode(errors="replace") == module:
-            return fd
-        os.close(fd)
-    raise Unsupported(f"the kernel does not hand out the types of module {module}")
-
-
-def _linked(program: int, symbol: str, name: bytes | None) -> Attached:
-    link = int(library().bpf_raw_tracepoint_open(name, program))
-    if link < 0:
-        os.close(program)
-        raise _failure(f"attaching at {symbol}", -link)
-    return Attached(program, link, symbol)
-
-
-def _attach_kprobe(hook: Hook, symbol: str, code: bytes, _: Btf) -> Attached:
-    """Attach by perf event on the PMU `kprobe` (4.17)."""
-    pmu = Path("/sys/bus/event_source/devices/kprobe")
-    if not (pmu / "type").exists():
+def _kprobe_target(_: Hook, __: str, ___: Btf) -> _Target:
+    if not _KPROBE_PMU.exists():
         raise Unsupported("this kernel is built without kprobes")
-    name = ctypes.create_string_buffer(symbol.encode())
-    attributes = _PerfAttributes(int((pmu / "type").read_text()), ctypes.sizeof(_PerfAttributes))
-    attributes.config1 = ctypes.addressof(name)
-    if hook.kind == "kretprobe":
-        attributes.config = 1 << int((pmu / "format/retprobe").read_text().strip().removeprefix("config:"))
-    return _on_event(hook, symbol, code, attributes, _KPROBE)
+    return _Target(_KPROBE)
 
 
-def _attach_tracepoint(hook: Hook, symbol: str, code: bytes, _: Btf) -> Attached:
-    """Attach by perf event at `category/name`; its number is in tracefs."""
-    found = next((path for root in _TRACEFS if (path := root / "events" / symbol / "id").exists()), None)
-    if found is None:
-        raise Unsupported(f"tracefs is not mounted or has no {symbol}", "mount -t tracefs tracefs /sys/kernel/tracing")
-    attributes = _PerfAttributes(_PERF_TYPE_TRACEPOINT, ctypes.sizeof(_PerfAttributes), int(found.read_text()))
-    return _on_event(hook, symbol, code, attributes, _TRACEPOINT)
+# Bringing a loaded program there: the answer is the descriptor that keeps it in force.
 
 
-def _on_event(hook: Hook, symbol: str, code: bytes, attributes: _PerfAttributes, type_: int) -> Attached:
+def _link_typed(program: int, symbol: str) -> int:
+    """Attach a program whose place the verifier knows already."""
+    link = int(library().bpf_raw_tracepoint_open(None, program))
+    if link < 0:
+        raise _failure(f"attaching at {symbol}", -link)
+    return link
+
+
+def _link_kprobe(program: int, symbol: str) -> int:
+    """Attach by perf event on the PMU `kprobe` (4.17)."""
     number = _PERF_EVENT_OPEN.get(os.uname().machine)
     if number is None:
         raise Unsupported(f"perf events are not known for {os.uname().machine}")
-    program = _load(hook.function, code, _Target(type_))
+    name = ctypes.create_string_buffer(symbol.encode())
+    attributes = _PerfAttributes(int(_KPROBE_PMU.read_text()), ctypes.sizeof(_PerfAttributes))
+    attributes.config1 = ctypes.addressof(name)
     libc = ctypes.CDLL(None, use_errno=True)
     event = int(libc.syscall(number, ctypes.byref(attributes), -1, 0, -1, ctypes.c_ulong(_CLOSE_ON_EXEC)))
     if event < 0:
-        os.close(program)
-        code_ = ctypes.get_errno()
-        if code_ == errno.ENOENT:
+        code = ctypes.get_errno()
+        if code == errno.ENOENT:
             raise Unsupported(f"this kernel has no function {symbol}")
-        raise _failure(f"a probe at {symbol}", code_)
+        raise _failure(f"a probe at {symbol}", code)
     try:
         fcntl.ioctl(event, _SET_BPF, program)
         fcntl.ioctl(event, _ENABLE, 0)
     except OSError:
         os.close(event)
-        os.close(program)
         raise
-    return Attached(program, event, symbol)
+    return event
 
 
-def _attach_on_request(hook: Hook, symbol: str, code: bytes, _: Btf) -> Attached:
-    """Load a raw tracepoint program that is attached nowhere: its reader runs it (BPF_PROG_TEST_RUN, 5.10)."""
-    program = _load(hook.function, code, _Target(_RAW_TRACEPOINT))
-    return Attached(program, os.dup(program), symbol)
+def _link_nothing(program: int, _: str) -> int:
+    """Attach nowhere: its reader runs it (BPF_PROG_TEST_RUN, 5.10)."""
+    return os.dup(program)
 
 
-_ATTACHING = {
-    "raw_tracepoint": _attach_raw_tracepoint,
-    "tp_btf": _attach_tp_btf,
-    "fentry": _attach_function,
-    "fexit": _attach_function,
-    "kprobe": _attach_kprobe,
-    "kretprobe": _attach_kprobe,
-    "tracepoint": _attach_tracepoint,
-    "on_request": _attach_on_request,
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How programs of one kind are loaded and attached."""
+
+    target: Callable[[Hook, str, Btf], _Target]
+    link: Callable[[int, str], int]
+
+
+_KINDS = {
+    "tp_btf": _Kind(_tp_btf_target, _link_typed),
+    "fentry": _Kind(_function_target, _link_typed),
+    "fexit": _Kind(_function_target, _link_typed),
+    "kprobe": _Kind(_kprobe_target, _link_kprobe),
+    "on_request": _Kind(_no_target, _link_nothing),
 }

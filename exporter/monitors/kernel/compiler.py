@@ -1,7 +1,7 @@
 """bcc as a compiler: C text in, BPF instructions out; each compilation in a child, so that several run side by side.
 
 Flows in: text, flags, a directory of headers. Flows out: instructions by function name. Nothing is attached here. The
-text names maps by the numbers of their descriptors, which a child has as well.
+text names maps by the numbers of their descriptors. A child has no rights, and ends with the loader.
 """
 
 import contextlib
@@ -9,21 +9,37 @@ import ctypes
 import json
 import os
 import re
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+import select
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from exporter.contract import Unsupported
 
-_PR_SET_PDEATHSIG = 1
+_PACKAGE = "install the package python3-bpfcc"
+_NOBODY = 65534  # overflowuid, include/linux/highuid.h: owns nothing
 
 
 class Module:
     """Compiled programs."""
 
-    def __init__(self, functions: Mapping[str, bytes]) -> None:
-        """Take instructions by function."""
-        self._functions = functions
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._functions: dict[str, bytes] = {}
+        self._asked: set[str] = set()
+
+    def add(self, functions: Mapping[str, bytes], asked: Iterable[str]) -> None:
+        """Take what came of the functions that were asked for."""
+        self._functions |= functions
+        self._asked.update(asked)
+
+    def knows(self, function: str) -> bool:
+        """Say whether it was asked for already."""
+        return function in self._asked
+
+    def size(self, function: str) -> int:
+        """Bytes of a function's instructions; 0 where it was compiled out."""
+        return len(self._functions.get(function, b""))
 
     def code(self, function: str) -> bytes:
         """Give a function's instructions. Raises Unsupported where it was compiled out for this kernel."""
@@ -36,10 +52,11 @@ class Job:
     """A compilation under way."""
 
     def __init__(self, text: str, flags: Sequence[str], directory: Path) -> None:
-        """Start it in a child. Raises OSError."""
+        """Start it in a child; what it includes is below `directory`. Raises OSError."""
         self._reading, writing = os.pipe()
         self._child = os.fork()
         if not self._child:
+            os.close(self._reading)
             _serve(writing, text, flags, directory)
         os.close(writing)
 
@@ -57,11 +74,11 @@ class Job:
 
 
 def _serve(answer: int, text: str, flags: Sequence[str], directory: Path) -> None:
-    """Be the child: compile, answer, end, whatever happens; and end when the loader does."""
+    """Be the child: compile, answer, end, whatever happens; and end when nobody waits for the answer any more."""
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        threading.Thread(target=_leave_when_alone, args=(answer,), daemon=True).start()
         try:
-            result = {name: code.hex() for name, code in compiled(text, flags, directory).items()}
+            result = {name: code.hex() for name, code in _compiled(text, flags, directory).items()}
         except Unsupported as error:
             result = {"reason": error.reason, "remedy": error.remedy}
         with os.fdopen(answer, "wb") as pipe:
@@ -70,14 +87,29 @@ def _serve(answer: int, text: str, flags: Sequence[str], directory: Path) -> Non
         os._exit(0)
 
 
-def compiled(text: str, flags: Sequence[str], directory: Path) -> dict[str, bytes]:
+def _leave_when_alone(answer: int) -> None:
+    """End this process once the pipe's other end is closed: a signal at the loader's death may not be allowed here."""
+    waiting = select.poll()
+    waiting.register(answer, 0)  # POLLERR is always told
+    waiting.poll()
+    os._exit(1)
+
+
+def _compiled(text: str, flags: Sequence[str], directory: Path) -> dict[str, bytes]:
     """Compile in this very process. Raises Unsupported with the compiler's first error, or where bcc is not there."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(directory)
+    os.chdir(directory)
+    os.environ["BCC_KERNEL_SOURCE"] = "."  # as a path it would have to be open to nobody from the root on
     try:
         import bcc  # type: ignore[import-untyped]  # noqa: PLC0415 - heavy, and not everywhere
     except (ImportError, OSError) as error:
-        raise Unsupported(f"bcc cannot be imported: {error}", "install the package python3-bpfcc") from error
-    with _errors_into(directory / f"errors-{os.getpid()}") as errors:
+        raise Unsupported(f"bcc cannot be imported: {error}", _PACKAGE) from error
+    if not hasattr(bcc, "BPF"):
+        found = getattr(bcc, "__file__", None) or ", ".join(bcc.__path__)
+        raise Unsupported(
+            f"the module bcc in {found} is not the BPF compiler (on PyPI the name is another's)", _PACKAGE
+        )
+    _become_nobody()
+    with _errors() as errors:
         try:
             module = bcc.BPF(text=text, cflags=list(flags)).module
         except Exception as error:  # bcc raises nothing more exact
@@ -90,21 +122,35 @@ def compiled(text: str, flags: Sequence[str], directory: Path) -> dict[str, byte
     return functions
 
 
+def _become_nobody() -> None:
+    """Give up every right: a compiler needs none.
+
+    It also saves most of a short compilation: as root, and only then, libbcc reads all of /proc/kallsyms to learn
+    whether the kernel has bpf_probe_read_kernel (bcc_procutils_each_ksym, src/cc/bcc_proc.c). Without CAP_SETUID root
+    stays root.
+    """
+    with contextlib.suppress(OSError):
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+
+
 @contextlib.contextmanager
-def _errors_into(path: Path) -> Iterator[Path]:
-    """Have the compiler's words, which it writes to standard error, in a file."""
+def _errors() -> Iterator[int]:
+    """Have the compiler's words, which it writes to standard error, in memory."""
     kept = os.dup(2)
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    target = os.memfd_create("errors")
     os.dup2(target, 2)
-    os.close(target)
     try:
-        yield path
+        yield target
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+        os.close(target)
 
 
-def _complaint(path: Path) -> str:
+def _complaint(errors: int) -> str:
     """Give the first error of the compiler's words: `file:line: what`."""
-    found = re.search(r"^(\S+?):(\d+):\d+: (?:fatal )?error: (.*)$", path.read_text(errors="replace"), re.MULTILINE)
+    words = os.pread(errors, 1 << 20, 0).decode(errors="replace")
+    found = re.search(r"^(\S+?):(\d+):\d+: (?:fatal )?error: (.*)$", words, re.MULTILINE)
     return f"{found[1]}:{found[2]}: {found[3]}" if found else ""

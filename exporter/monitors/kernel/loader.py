@@ -4,6 +4,7 @@ Flows in: a socket (its descriptor is the only argument) and the settings on it.
 All that is heavy (LLVM, the kernel's types) ends with it. It writes below one private directory that it removes.
 """
 
+import errno
 import json
 import os
 import resource
@@ -11,12 +12,11 @@ import select
 import shutil
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 from exporter import privileges
 from exporter.contract import Unsupported
@@ -24,15 +24,15 @@ from exporter.host.bpf import Map
 from exporter.host.btf import Btf, drop_reasons
 from exporter.monitors.kernel import attach, headers, proof
 from exporter.monitors.kernel.compiler import Job, Module
-from exporter.monitors.kernel.handover import PREFIX, Manifest, Standing, send
+from exporter.monitors.kernel.handover import PREFIX, Manifest, send
+from exporter.monitors.kernel.ladder import Climb, reason
 from exporter.monitors.kernel.programs import COMMON, PROGRAMS, PROOF
-from exporter.monitors.kernel.shapes import Hook, MapShape, Probe, Program, Settings
+from exporter.monitors.kernel.shapes import MapShape, Program, Settings
 
 SOURCES = Path(__file__).parents[3] / "bpf"
 _LARGEST = 1 << 20  # bytes of settings
 _ONCE = ("-g0", "-Xclang", "-disable-llvm-passes")  # bcc optimises what clang gives it: that is enough
 _PARTS = 2  # compilations side by side: each takes some 140 MB for a moment, and a third of a second at least
-_T = TypeVar("_T")
 
 
 class Loader:
@@ -46,13 +46,12 @@ class Loader:
         self.manifest = Manifest()
         self.descriptors: list[int] = []
         self._maps: dict[str, int] = {}
+        self._module = Module()
+        self._proven = False
         self._wanted = [
             p for p in PROGRAMS if p.wanted(settings) and (settings.programs is None or p.name in settings.programs)
         ]
-        self._refused: dict[str, str] = {}
-        """Programs that are not even compiled, with the reason."""
-        self._wrong: dict[str, str] = {}
-        """Members that are not read where they are, with the reason."""
+        self._climbs = [Climb(program, probe, types) for program in self._wanted for probe in program.probes]
         self._members = self._existing_members()
 
     def run(self) -> None:
@@ -60,9 +59,15 @@ class Loader:
         self.manifest.reasons = drop_reasons(self._types)
         self._timed("headers", self._write_headers)
         self._timed("maps", self._create_maps)
-        module = self._timed("compile", self._compile)
-        self._timed("proof", lambda: self._prove(module))
-        self._timed("attach", lambda: self._attach_all(module))
+        while True:
+            self._timed("ladder", self._look)
+            if not self._waiting():
+                break
+            self._timed("compile", self._compile)
+            self._timed("proof", self._prove)
+            self._timed("attach", self._attach)
+        for climb in self._climbs:
+            self._hand_over(climb)
         if not self.manifest.programs:
             return  # nothing to read, nothing to measure
         self._open_statistics()
@@ -71,18 +76,27 @@ class Loader:
         own = {shape.name for shape in PROOF.maps}
         self.manifest.maps = {name: self._hand(fd) for name, fd in self._maps.items() if name not in own}
 
-    def _timed(self, part: str, work: Callable[[], _T]) -> _T:
+    def _timed(self, part: str, work: Callable[[], None]) -> None:
         start = time.perf_counter()
         try:
-            return work()
+            work()
         finally:
-            self.manifest.seconds[part] = round(time.perf_counter() - start, 4)
+            spent = self.manifest.seconds.get(part, 0.0) + time.perf_counter() - start
+            self.manifest.seconds[part] = round(spent, 4)
 
     def _hand(self, descriptor: int) -> int:
         self.descriptors.append(descriptor)
         return len(self.descriptors) - 1
 
-    # What is compiled.
+    def _waiting(self) -> list[Climb]:
+        return [climb for climb in self._climbs if not climb.standing]
+
+    def _settle(self, program: Program, reason: str) -> None:
+        for climb in self._waiting():
+            if climb.program is program:
+                climb.settle(reason)
+
+    # What there is to compile for.
 
     def _existing_members(self) -> list[str]:
         """Find which members this kernel has; a program that lacks one it needs is refused."""
@@ -93,46 +107,58 @@ class Loader:
         for program in self._wanted:
             lacking = [path for path in (*COMMON.members, *program.members) if path not in existing]
             if lacking:
-                self._refused[program.name] = f"this kernel has no {', '.join(lacking)}"
+                self._settle(program, f"this kernel has no {', '.join(lacking)}")
         return existing
 
     def _programs(self) -> list[Program]:
-        return [program for program in self._wanted if program.name not in self._refused]
+        """Those of which something is to be compiled."""
+        missing = [climb for climb in self._waiting() if not all(map(self._module.knows, climb.functions))]
+        return [program for program in self._wanted if any(climb.program is program for climb in missing)]
 
     def _write_headers(self) -> None:
         structs = dict.fromkeys(path.partition(".")[0] for path in self._members)
         headers.write(self._directory, self._types, structs, self._settings.types)
+        for own in SOURCES.glob("*.h"):
+            shutil.copy(own, self._directory / "include")
 
     def _create_maps(self) -> None:
-        for program in (COMMON, *self._programs(), PROOF):
+        programs = list(dict.fromkeys(climb.program for climb in self._waiting()))
+        for program in (COMMON, *programs, PROOF):
             for shape in program.maps:
                 self._maps[shape.name] = attach.create_map(shape, self._settings)
-        for program in self._programs():
+        for program in programs:
             for name, key, value in program.contents(self._settings):
                 Map(self._maps[name]).put(key, value)
         ratios = Map(self._maps["ratios"])
         for number in range(ratios.capacity):
             ratios.put(number.to_bytes(4, sys.byteorder), b"\xff" * 4)  # keep all until someone says otherwise
 
-    def _compile(self) -> Module:
+    def _look(self) -> None:
+        for climb in self._waiting():
+            climb.look()
+
+    # What is compiled: the functions of the rungs at hand.
+
+    def _compile(self) -> None:
         """Compile in as many parts as there are processors, side by side.
 
         Where a part fails, each of its programs by itself: one that fails takes no other with it.
         """
-        parts = self._parts()
+        if not self._programs():
+            return  # this rung has the same functions as the one above
         try:
-            return self._compile_parts(parts)
+            self._compile_parts(self._parts())
         except Unsupported:
             for program in self._programs():
                 self._try_alone(program)
-            if not self._programs():
+            if not self._programs() and not self._proven:
                 raise
-            return self._compile_parts(self._parts())
+            self._compile_parts(self._parts())
 
     def _parts(self) -> list[list[Program]]:
         """Share the programs out by the size of their text; the first part has the self-proof besides."""
         count = min(len(os.sched_getaffinity(0)), _PARTS)
-        sizes = [_size(PROOF), *[0] * (count - 1)]
+        sizes = [0 if self._proven else _size(PROOF), *[0] * (count - 1)]
         parts: list[list[Program]] = [[] for _ in sizes]
         for program in sorted(self._programs(), key=_size, reverse=True):
             smallest = sizes.index(min(sizes))
@@ -144,10 +170,11 @@ class Loader:
         try:
             self._start([program]).wait()
         except Unsupported as error:
-            self._refused[program.name] = f"it does not compile here: {error.reason}"
+            self._settle(program, f"it does not compile here: {error.reason}")
 
-    def _compile_parts(self, parts: Iterable[list[Program]]) -> Module:
-        jobs = [self._start(part, proven=not number) for number, part in enumerate(parts) if part or not number]
+    def _compile_parts(self, parts: Iterable[list[Program]]) -> None:
+        first = [not number and not self._proven for number, _ in enumerate(parts)]
+        jobs = [self._start(part, proven=proven) for part, proven in zip(parts, first, strict=True) if part or proven]
         functions: dict[str, bytes] = {}
         failures: list[Unsupported] = []
         for job in jobs:
@@ -157,7 +184,7 @@ class Loader:
                 failures.append(error)
         if failures:
             raise failures[0]
-        return Module(functions)
+        self._module.add(functions, [name for climb in self._waiting() for name in climb.functions])
 
     def _start(self, programs: Iterable[Program], *, proven: bool = False) -> Job:
         """Start compiling some programs, with the self-proof or without."""
@@ -176,74 +203,57 @@ class Loader:
             defines |= {f"MAP_KEY_{name}": shapes[name].key, f"MAP_VALUE_{name}": shapes[name].value}
         for program in programs:
             defines |= program.constants(self._settings, numbers)
-        return [
-            *_ONCE,
-            f"-I{SOURCES}",
-            f"-I{self._directory}/include",
-            *(f"-D{name}={text}" for name, text in defines.items()),
-        ]
+            defines |= {f"{name}(context)": f"static {name}(context)" for name in self._unused(program)}
+        return [*_ONCE, "-Iinclude", *(f"-D{name}={text}" for name, text in defines.items())]
+
+    def _unused(self, program: Program) -> set[str]:
+        """Functions that no rung at hand needs: made static, they are left out, and most of their cost with them."""
+        every = {hook.function for probe in program.probes for rung in probe.rungs for hook in rung.hooks}
+        needed = {name for climb in self._waiting() for name in climb.functions}
+        return every - {name for name in needed if not self._module.knows(name)}
 
     # What is believed.
 
-    def _prove(self, module: Module) -> None:
+    def _prove(self) -> None:
+        """Take out, once, the programs that read what is not where they were compiled for."""
+        if self._proven:
+            return
         with proof.Specimen() as specimen:
-            attach.run_once("proof", module.code("proof_values"), specimen.receiver.fileno())
+            attach.run_once("proof", self._module.code("proof_values"), specimen.receiver.fileno())
             wrong_values = proof.wrong_values(self._slots("proof"), specimen, self._members)
-        attach.run_once("proof", module.code("proof_offsets"))
+        attach.run_once("proof", self._module.code("proof_offsets"))
         compiled = dict(zip(self._members, self._slots("offsets"), strict=False))
-        self._wrong = proof.wrong_offsets(compiled, self._types) | wrong_values
+        wrong = proof.wrong_offsets(compiled, self._types) | wrong_values
+        for program in self._wanted:
+            reads = (*COMMON.members, *COMMON.optional, *program.members, *program.optional)
+            found = next((wrong[path] for path in reads if path in wrong), "")
+            if found:
+                self._settle(program, f"self-proof: {found}")
+        self._proven = True
 
     def _slots(self, name: str) -> tuple[int, ...]:
+        """Give all that an array of u64s holds."""
         map_ = Map(self._maps[name])
-        return tuple(
-            int.from_bytes(map_.get(slot.to_bytes(4, sys.byteorder)) or b"", sys.byteorder)
-            for slot in range(map_.capacity)
-        )
+        entries = (map_.get(slot.to_bytes(4, sys.byteorder)) or b"" for slot in range(map_.capacity))
+        return tuple(memoryview(b"".join(entries)).cast("Q"))
 
     # What is attached.
 
-    def _attach_all(self, module: Module) -> None:
-        for program in self._wanted:
-            refusal = self._refused.get(program.name) or self._disproof(program)
-            for probe in program.probes:
-                standing = Standing(probe.name, reason=refusal) if refusal else self._climb(probe, module)
-                self.manifest.standings.append(standing)
+    def _attach(self) -> None:
+        """Attach side by side (verifying takes most of it), what is longest first."""
+        climbs = sorted(self._waiting(), key=self._length, reverse=True)
+        with ThreadPoolExecutor(_PARTS) as pool:
+            for attempt in [pool.submit(climb.hold, self._module) for climb in climbs]:
+                attempt.result()
 
-    def _disproof(self, program: Program) -> str:
-        reads = (*COMMON.members, *COMMON.optional, *program.members, *program.optional)
-        return next((f"self-proof: {self._wrong[path]}" for path in reads if path in self._wrong), "")
+    def _length(self, climb: Climb) -> int:
+        return sum(self._module.size(name) for name in climb.functions)
 
-    def _climb(self, probe: Probe, module: Module) -> Standing:
-        """Attach on the best rung that holds."""
-        refusals: list[str] = []
-        remedies: list[str] = []
-        for number, rung in enumerate(probe.rungs):
-            try:
-                if rung.needs and not self._types.knows(rung.needs):
-                    raise Unsupported(f"this kernel has no {rung.needs}")  # noqa: TRY301 - as any other refusal
-                attached = self._attach_rung(rung.hooks, module)
-            except (OSError, Unsupported) as error:
-                refusals.append(f"{rung.name}: {_reason(error)}")
-                remedies += [error.remedy] if isinstance(error, Unsupported) and error.remedy else []
-                continue
-            self.manifest.programs[probe.name] = [self._hand(one.program) for one in attached]
-            self.manifest.links += [self._hand(one.link) for one in attached]
-            hook = ",".join(dict.fromkeys(one.symbol for one in attached))
-            seen = {"cannot_see": rung.cannot_see, "reason": "; ".join(refusals)}
-            return Standing(probe.name, hook, rung.name, attached=True, fallback=number > 0, **seen)
-        return Standing(probe.name, reason="; ".join(refusals), remedy="; ".join(dict.fromkeys(remedies)))
-
-    def _attach_rung(self, hooks: Iterable[Hook], module: Module) -> list[attach.Attached]:
-        attached: list[attach.Attached] = []
-        try:
-            for hook in hooks:
-                attached.append(attach.attach(hook, module.code(hook.function), self._types))  # noqa: PERF401 - closed
-        except (OSError, Unsupported):
-            for one in attached:
-                os.close(one.link)
-                os.close(one.program)
-            raise
-        return attached
+    def _hand_over(self, climb: Climb) -> None:
+        self.manifest.standings += [climb.standing] if climb.standing else []
+        if climb.attached:
+            self.manifest.programs[climb.probe.name] = [self._hand(one.program) for one in climb.attached]
+            self.manifest.links += [self._hand(one.link) for one in climb.attached]
 
     def _open_statistics(self) -> None:
         if self._settings.run_statistics:
@@ -251,7 +261,7 @@ class Loader:
                 self.manifest.links.append(self._hand(attach.enable_statistics()))
                 self.manifest.measured = True
             except OSError as error:
-                self.manifest.unmeasured = _reason(error)
+                self.manifest.unmeasured = reason(error)
 
     def _readable_without_capabilities(self) -> bool:
         """Try a map from a thread that has given up its capabilities (they are a thread's own)."""
@@ -279,46 +289,73 @@ def _size(program: Program) -> int:
     return (SOURCES / f"{program.name}.c").stat().st_size
 
 
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+class _Room:
+    """The private directory, which is gone when the loader is, and the loader when its exporter is."""
+
+    def __init__(self, link: socket.socket) -> None:
+        """Watch over the other end of the link from now on: also amid the compiler."""
+        self._lock = threading.Lock()
+        self._path: Path | None = None
+        threading.Thread(target=self._leave_when_alone, args=(link,), daemon=True).start()
+
+    def enter(self, place: Path) -> None:
+        """Make it, and stand in it. The compiler is nobody, and may read what it knows the name of. Raises OSError."""
+        with self._lock:
+            path = place / f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
+            path.mkdir(0o711)
+            self._path = path
+        os.chdir(path)
+
+    def leave(self) -> None:
+        """Remove it. What is still being written there is written by a relative path: it does not come back."""
+        with self._lock:
+            while self._path and self._path.exists():
+                shutil.rmtree(self._path, ignore_errors=True)
+
+    def _leave_when_alone(self, link: socket.socket) -> None:
+        waiting = select.poll()
+        waiting.register(link, select.POLLRDHUP)
+        waiting.poll()
+        self.leave()
+        os._exit(1)
 
 
-def _leave_when_alone(link: socket.socket, directory: str) -> None:
-    """End this process, and its directory, as soon as the exporter has closed its end: also amid the compiler."""
-    waiting = select.poll()
-    waiting.register(link, select.POLLRDHUP)
-    waiting.poll()
-    shutil.rmtree(directory, ignore_errors=True)
-    os._exit(1)
-
-
-def _load(settings: Settings, place: str, link: socket.socket) -> tuple[Manifest, list[int]]:
-    prefix = f"{PREFIX}{os.getpid()}-"
+def _load(settings: Settings, place: Path, room: _Room) -> tuple[Manifest, list[int]]:
     try:
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as directory, Btf() as types:
-            threading.Thread(target=_leave_when_alone, args=(link, directory), daemon=True).start()
-            os.chdir(directory)  # the compiler looks for headers where it stands, too
-            loader = Loader(settings, types, Path(directory))
+        room.enter(place)
+        start = time.perf_counter()
+        with Btf() as types:
+            loader = Loader(settings, types, Path())
+            loader.manifest.seconds["types"] = round(time.perf_counter() - start, 4)
             loader.run()
-            os.chdir("/")
             return loader.manifest, loader.descriptors
     except Unsupported as error:
         return Manifest(reason=error.reason, remedy=error.remedy), []
     except PermissionError as error:
         remedy = "run as root, or with CAP_BPF and CAP_PERFMON (seccomp must allow bpf(2))"
-        return Manifest(reason=f"no permission: {_reason(error)}", remedy=remedy), []
+        return Manifest(reason=f"no permission: {reason(error)}", remedy=remedy), []
     except OSError as error:
-        return Manifest(reason=_reason(error)), []
+        if error.errno == errno.ENOSYS:
+            hidden = f"the system call bpf is hidden from it (seccomp) or not in this kernel: {reason(error)}"
+            return Manifest(reason=hidden, remedy="allow bpf(2) in the seccomp profile"), []
+        return Manifest(reason=reason(error)), []
+    finally:
+        os.chdir("/")
+        room.leave()
 
 
 def main(descriptor: int) -> None:
     """Serve the exporter at the other end of the socket, once."""
+    os.umask(0o022)
     with socket.socket(fileno=descriptor) as link:
+        room = _Room(link)
         size = int.from_bytes(link.recv(4, socket.MSG_WAITALL), sys.byteorder)
         if not 0 < size <= _LARGEST:
             raise SystemExit(2)
         order = json.loads(link.recv(size, socket.MSG_WAITALL))
-        manifest, descriptors = _load(Settings(**order["settings"]), order["place"], link)
+        start = round(time.monotonic() - order["asked"], 4)
+        manifest, descriptors = _load(Settings(**order["settings"]), Path(order["place"]), room)
+        manifest.seconds["start"] = start
         peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         manifest.peak_bytes = max(peaks) * 1024
         send(link, manifest, descriptors)
@@ -326,3 +363,4 @@ def main(descriptor: int) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]))
+    os._exit(0)  # all that is left would be freed piece by piece

@@ -79,7 +79,7 @@ PROOF = Program(
         *("sock.__sk_common.skc_net.net", "sock.sk_receive_queue.next"),
         *("sk_buff.len", "sk_buff.head", "sk_buff.transport_header", "sk_buff.network_header"),
     ),
-    maps=(MapShape("proof", ARRAY, 4, 8, 32), MapShape("offsets", ARRAY, 4, 8, 512)),
+    maps=(MapShape("proof", ARRAY, 4, 8, 32), MapShape("offsets", ARRAY, 4, 8 * 512, 1)),
     probes=(),
 )
 """The self-proof; its maps are gone with the loader."""
@@ -105,7 +105,7 @@ DROPS = Program(
         Probe(
             "drops",
             (
-                Rung("tp_btf", (Hook("tp_btf", "drops_with_reason", ("kfree_skb",)),)),
+                Rung("tp_btf", (Hook("tp_btf", "drops_with_reason", ("kfree_skb",)),), needs="skb_drop_reason"),
                 Rung(
                     "tp_btf",
                     (Hook("tp_btf", "drops_without_reason", ("kfree_skb",)),),

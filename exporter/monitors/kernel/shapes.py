@@ -54,10 +54,10 @@ class Hook:
     """A C function and where it is attached."""
 
     kind: str
-    """fentry, fexit, kprobe, kretprobe, raw_tracepoint, tp_btf or tracepoint; on_request: its reader runs it."""
+    """fentry, fexit, kprobe or tp_btf; on_request: its reader runs it."""
     function: str
     symbols: tuple[str, ...]
-    """Kernel functions (`module:function` for fentry into a module) or tracepoints; the first that exists is taken."""
+    """Kernel functions or tracepoints; the first that the kernel takes a program at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Rung:
     """A step of a ladder: all its hooks, or none."""
 
     name: str
-    """The label `rung`: fentry, kprobe, tp_btf (a tracepoint with typed arguments) or raw_tracepoint."""
+    """The label `rung`: fentry, kprobe or tp_btf (a tracepoint with typed arguments)."""
     hooks: tuple[Hook, ...]
     cannot_see: str = ""
     """What is missed here and not on the rung above."""

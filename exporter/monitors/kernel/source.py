@@ -25,7 +25,7 @@ from exporter.monitors.kernel.lifecycle import Lifecycle
 from exporter.monitors.kernel.process import Process, Syscalls
 from exporter.monitors.kernel.programs import PROGRAMS
 from exporter.monitors.kernel.reader import Histograms, Reader, Snapshot, Tables
-from exporter.monitors.kernel.shapes import CLASSES
+from exporter.monitors.kernel.shapes import CLASSES, HASH, PERCPU_HASH
 from exporter.monitors.kernel.tcp import Tcp
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ Tap = Callable[[Event, Reader | None], None]
 
 _LAG = FAMILIES["cni_events_lag_seconds"].buckets
 _NETNS = 16  # bytes of struct netns_id
-_HASHES = frozenset({1, bpf.PERCPU_HASH, 9, bpf.LRU_PERCPU_HASH})
+_HASHES = frozenset({HASH, PERCPU_HASH})  # of those that can be full: an LRU map makes room for itself
 
 
 class KernelSource(Source):

@@ -1,0 +1,77 @@
+"""The loader's ladder on the running kernel: it compiles what this kernel takes, and goes on where that is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from recorder import Recorder
+
+from exporter.monitors import kernel
+from exporter.monitors.kernel import programs
+from exporter.monitors.kernel.source import KernelSource
+
+pytestmark = pytest.mark.real("root")
+
+
+def test_only_the_functions_that_are_attached_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each program those of the rungs that this kernel takes, in one go."""
+    script = (
+        "import json, sys\nfrom pathlib import Path\nfrom exporter.monitors.kernel import compiler, loader\n"
+        "rounds = []\nadd = compiler.Module.add\n"
+        "def noted(self, functions, asked):\n    add(self, functions, asked)\n    rounds.append(sorted(functions))\n"
+        f"    Path({str(tmp_path / 'rounds')!r}).write_text(json.dumps(rounds))\n"
+        "compiler.Module.add = noted\nloader.main(int(sys.argv[1]))\n"
+    )
+    monkeypatch.setattr(kernel, "_command", lambda number: [sys.executable, "-c", script, str(number)])
+    found = kernel.load(kernel.Settings())
+    try:
+        rungs = {
+            probe.name: [rung for rung in probe.rungs if rung.name == standing.rung]
+            for program in programs.PROGRAMS
+            for probe in program.probes
+            for standing in found.standings
+            if standing.program == probe.name and standing.attached
+        }
+        (compiled,) = json.loads((tmp_path / "rounds").read_text())
+        possible = {hook.function for own in rungs.values() for rung in own for hook in rung.hooks}
+        assert set(compiled) <= possible | {"proof_offsets", "proof_values"}
+        assert all(any({h.function for h in rung.hooks} <= set(compiled) for rung in own) for own in rungs.values())
+    finally:
+        found.close()
+
+
+REFUSING = """
+import sys
+from exporter.contract import Unsupported
+from exporter.monitors.kernel import attach, loader
+attach_at = attach.attach
+def refuse(hook, code, types):
+    if hook.function in ("netns_capable", "netns_copied", "netns_loopback_probed", "drops_with_reason"):
+        raise Unsupported(f"{hook.function} is refused here", "wait")
+    return attach_at(hook, code, types)
+attach.attach = refuse
+loader.main(int(sys.argv[1]))
+"""
+
+
+def test_a_rung_that_is_refused_when_it_is_attached_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the verifier takes may still be refused: the next rung is compiled then, and counts."""
+    monkeypatch.setattr(kernel, "_command", lambda number: [sys.executable, "-c", REFUSING, str(number)])
+    found = kernel.load(kernel.Settings(programs=("drops", "lifecycle")))
+    try:
+        standings = {standing.program: standing for standing in found.standings}
+        assert standings["drops"].attached
+        assert standings["drops"].fallback
+        refusals = ("drops_with_reason is refused here", "this kernel has no skb_drop_reason")
+        assert standings["drops"].reason in {f"tp_btf: {refusal}" for refusal in refusals}
+        assert standings["drops"].cannot_see
+        assert standings["netns"].attached
+        assert "is refused here" in standings["netns"].reason
+        source = KernelSource(found)
+        source.open(recorder := Recorder())
+        source.update()
+        source.close()
+        assert "cni_packet_drops_total" in recorder.families.snapshots
+    finally:
+        found.close()
