@@ -39,6 +39,7 @@ golden: $(VENV)/.dev ## Renew the golden files; review the difference before you
 bench: $(VENV)/.dev ## Measure cost against a reference on this machine; writes build/bench.json
 	@tests/install bench
 	$(BIN)/python tests/bench/run.py
+	$(BIN)/python tests/bench/programs.py
 
 clean: ## Remove everything that make and the tests produced, the virtual environment too
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,8 +1,8 @@
 /* Runs of CNI plugins: how many, how long, how they ended, exactly; an event for each.
  *
  * Hooks, tracepoints with typed arguments (5.5): sched_process_exec (task, old pid, bprm), sched_process_exit (task).
- * Cost: each exec of the host reads its path and asks a prefix map of three entries; each end of a thread asks a hash.
- * The rest is paid by plugins alone. See README.md.
+ * Cost: each exec of the host reads the first 16 characters of its path; each end of a thread asks a hash while a plugin
+ * is under way. The rest is paid by plugins alone. See README.md.
  * A plugin is a program that is started by a path straight below one of the plugin directories. The path is the one given
  * to execve(2): for a script its own, not the interpreter's; inside a container or a chroot the one that is seen there; a
  * relative path, and execveat(2) on a descriptor alone, are not recognised. A plugin that calls another (bridge calls
@@ -74,6 +74,7 @@ SHAPE(cni_directories, struct cni_path, struct cni_directory);
 SHAPE(cni_plugins, struct cni_plugin, u64);
 SHAPE(cni_runs, struct cni_key, struct cni_counts);
 SHAPE(cni_running, u32, struct cni_run);
+SHAPE(cni_under_way, u32, u64);
 SHAPE(cni_scratch, u32, struct cni_scratch);
 
 struct cni_event {
@@ -138,20 +139,32 @@ INLINE void cni_ended(const struct cni_run *run, u32 tgid, u32 status, u32 kind)
     event_submit(event);
 }
 
+/* The number of entries of cni_running, or more. Most of the time it is 0: it spares the ends of all other threads a look
+ * into a hash, whose memory is in no cache then. */
+INLINE u64 *cni_under_way(void) {
+    u32 zero = 0;
+    return map_lookup(MAP(cni_under_way), &zero);
+}
+
 /* Takes the entry of a process out of the map, into `copy`. 0 where there was none, or it was an earlier process'. */
 INLINE int cni_taken(u32 tgid, u64 start, struct cni_run *copy) {
     struct cni_run *run = map_lookup(MAP(cni_running), &tgid);
-    if (!run)
+    u64 *under_way = cni_under_way();
+    if (!run || !under_way)
         return 0;
     *copy = *run;
-    return map_delete(MAP(cni_running), &tgid) == 0 && copy->start == start;
+    if (map_delete(MAP(cni_running), &tgid))
+        return 0;
+    RAISE(*under_way, -1);
+    return copy->start == start;
 }
 
 int cni_exit(unsigned long long *ctx) {
     struct task_struct *task = (struct task_struct *)ctx[0];
     u32 tgid = task->tgid, slot = 1;
     struct cni_scratch *scratch;
-    if (!map_lookup(MAP(cni_running), &tgid) || !group_is_dead(task))
+    u64 *under_way = cni_under_way();
+    if (!under_way || !*under_way || !map_lookup(MAP(cni_running), &tgid) || !group_is_dead(task))
         return 0;
     scratch = map_lookup(MAP(cni_scratch), &slot);
     if (scratch && cni_taken(tgid, group_start(task), &scratch->run))
@@ -167,10 +180,21 @@ INLINE u64 cni_slash(u64 text) {
     return (text - 0x0101010101010101ULL) & ~text & 0x8080808080808080ULL;
 }
 
+/* Whether a path begins as one of the directories does, as far as 16 characters tell: 0 for nearly all that is no plugin. */
+INLINE int cni_begins(const char *path) {
+    static const u64 heads[][4] = {CNI_HEADS};
+    u64 text[2] = {};
+    bpf_probe_read_kernel(text, sizeof(text), path);
+#pragma unroll
+    for (int i = 0; i < sizeof(heads) / sizeof(heads[0]); i++)
+        if (!(((text[0] ^ heads[i][0]) & heads[i][1]) | ((text[1] ^ heads[i][2]) & heads[i][3])))
+            return 1;
+    return 0;
+}
+
 /* Fills the plugin's name in. 0: it is none. What an earlier, longer path left in `text` cannot match: directories have
  * no NUL. */
-INLINE int cni_recognised(struct linux_binprm *bprm, struct cni_scratch *scratch) {
-    const char *path = bprm->filename;
+INLINE int cni_recognised(const char *path, struct cni_scratch *scratch) {
     struct cni_directory *directory;
     u64 *name = scratch->run.plugin.text;
     scratch->path.length = 8 * CNI_PATH;
@@ -246,10 +270,14 @@ INLINE u32 cni_command_number(const u64 *text) {
 int cni_exec(unsigned long long *ctx) {
     struct task_struct *task = (struct task_struct *)ctx[0];
     u32 tgid = task->tgid, slot = 0;
-    u64 start;
-    struct cni_scratch *scratch = map_lookup(MAP(cni_scratch), &slot);
-    struct cni_scratch *other;
-    if (!scratch || !cni_recognised((struct linux_binprm *)ctx[2], scratch))
+    u64 start, *under_way;
+    struct linux_binprm *bprm = (struct linux_binprm *)ctx[2];
+    struct cni_scratch *scratch, *other;
+    if (!cni_begins(bprm->filename))
+        return 0;
+    scratch = map_lookup(MAP(cni_scratch), &slot);
+    under_way = cni_under_way();
+    if (!scratch || !under_way || !cni_recognised(bprm->filename, scratch))
         return 0;
     start = group_start(task);
     cni_environment(task, scratch);
@@ -261,7 +289,10 @@ int cni_exec(unsigned long long *ctx) {
     other = map_lookup(MAP(cni_scratch), &slot);
     if (other && cni_taken(tgid, start, &other->run))
         cni_ended(&other->run, tgid, 0, CNI_REPLACED);
-    if (map_update(MAP(cni_running), &tgid, &scratch->run, 0))
+    RAISE(*under_way, 1); /* first: it must never be too small */
+    if (map_update(MAP(cni_running), &tgid, &scratch->run, 0)) {
+        RAISE(*under_way, -1);
         insert_failed(MAP_ID_cni_running);
+    }
     return 0;
 }

@@ -1,9 +1,10 @@
 /* Processes of containers: an event when one is started, and one at its end.
  *
  * Hooks, tracepoints with typed arguments (5.5): sched_process_exec (task, old pid, bprm), sched_process_exit (task).
- * Cost: per exec some ten pointers; per end of a thread one lookup in a hash; the rest for processes of containers alone.
+ * Cost: per exec and per end of a process some ten pointers; the rest, lookups in a hash, for processes of containers alone.
  * In a container is what has a PID namespace of its own, or another network namespace than the host's first process. The
- * end is told of what was seen to start, if anybody wants the class at all: what only forks is no event.
+ * end is told of what was seen to start and is in a container still, if anybody wants the class at all: what only forks is
+ * no event.
  */
 #include "task.h"
 
@@ -60,10 +61,13 @@ int process_exit(unsigned long long *ctx) {
     struct task_struct *task = (struct task_struct *)ctx[0];
     struct subject about = {.class = EXEC, .kind = PROCESS_ENDED};
     u32 tgid = task->tgid;
-    struct process_start *since = map_lookup(MAP(process_started), &tgid);
+    struct process_start *since;
     struct process_event *event;
     u64 duration, start;
-    if (!since || !group_is_dead(task))
+    if (!group_is_dead(task) || !process_contained(task, &about.netns))
+        return 0;
+    since = map_lookup(MAP(process_started), &tgid);
+    if (!since)
         return 0;
     duration = bpf_ktime_get_ns() - since->begun;
     start = since->start;

@@ -2,7 +2,7 @@
  *
  * Hooks, all tracepoints with typed arguments (5.5): inet_sock_set_state (sk, old, new; 4.16), tcp_retransmit_skb (sk, skb; 4.15),
  * tcp_send_reset (sk, skb; 4.15: before 6.10 only where the kernel has a socket for it).
- * Cost: per connection about five changes of state, two of which touch a hash; nothing per packet.
+ * Cost: per connection about five changes of state, three of which look into a hash; nothing per packet. See README.md.
  * Outgoing: SYN_SENT to ESTABLISHED is opened, SYN_SENT to CLOSE is failed (refused, timed out, given up).
  * Incoming: SYN_RECV to ESTABLISHED is opened, SYN_RECV to CLOSE is failed; a SYN that never got a socket is neither.
  */
@@ -25,10 +25,14 @@ struct connect_time {
     u64 sum;
 };
 
+/* To make an entry of a hash and to take it out costs more than all the rest, and the kernel gives a socket's memory to the
+ * next socket: so an entry stays, as an idle one (time 0), for whoever comes after, unless half of its map is taken. */
+enum tcp_entries { ENTRIES_CONNECTING, ENTRIES_OPEN };
+
 /* Who asked for a connection, and when. */
 struct tcp_connecting {
     u64 time;
-    u32 pid;
+    u32 pid; /* 0: nobody wants to know */
     u32 pad;
     struct comm comm;
 };
@@ -42,6 +46,7 @@ struct tcp_opened {
 SHAPE(tcp, struct tcp_key, u64);
 SHAPE(tcp_connect, struct netns_id, struct connect_time);
 SHAPE(tcp_connecting, u64, struct tcp_connecting);
+SHAPE(tcp_entries, u32, u64);
 SHAPE(tcp_open, u64, struct tcp_opened);
 
 struct tcp_event {
@@ -108,7 +113,7 @@ struct tcp_change {
     struct subject about;
     u32 direction;
     u32 state;
-    u64 duration;
+    u64 since; /* when what ends here began; 0: not known */
 };
 
 INLINE void tell(const struct sock *sk, const struct tcp_change *change) {
@@ -123,7 +128,7 @@ INLINE void tell(const struct sock *sk, const struct tcp_change *change) {
     if (!(filters & FILTER_FLOW) && sk)
         flow_of_socket(sk, &flow);
     event->flow = flow;
-    event->duration = change->duration;
+    event->duration = change->since ? event->head.time - change->since : 0;
     event->sent = 0;
     event->received = 0;
     event->direction = change->direction;
@@ -144,14 +149,64 @@ INLINE int wanted(u32 class) {
     return ratio && *ratio;
 }
 
+/* 0: the map is full. The changes of a socket come one after the other, under its lock: nobody else writes its entry. */
+INLINE int entry_made(void *map, u32 which, u64 key, const void *value) {
+    u64 *entries = map_lookup(MAP(tcp_entries), &which);
+    if (map_update(map, &key, value, 0))
+        return 0;
+    if (entries)
+        RAISE(*entries, 1);
+    return 1;
+}
+
+INLINE void entry_idle(void *map, u32 which, u64 key, u64 *time) {
+    u64 *entries = map_lookup(MAP(tcp_entries), &which);
+    *time = 0;
+    if (entries && *entries > ENTRIES_KEPT && !map_delete(map, &key))
+        RAISE(*entries, -1);
+}
+
+INLINE void asked(u64 key) {
+    struct tcp_connecting now = {.time = bpf_ktime_get_ns()};
+    struct tcp_connecting *entry = map_lookup(MAP(tcp_connecting), &key);
+    if (wanted(TCP_FAULT) || wanted(CONNECTION)) {
+        now.pid = bpf_get_current_pid_tgid() >> 32;
+        bpf_get_current_comm(&now.comm, sizeof(now.comm));
+    }
+    if (entry)
+        *entry = now;
+    else if (!entry_made(MAP(tcp_connecting), ENTRIES_CONNECTING, key, &now))
+        insert_failed(MAP_ID_tcp_connecting);
+}
+
+/* Notes who asked, and when. 0: nobody did. */
+INLINE int answered(u64 key, struct tcp_change *change) {
+    struct tcp_connecting *entry = map_lookup(MAP(tcp_connecting), &key);
+    if (!entry || !entry->time)
+        return 0;
+    change->since = entry->time;
+    if (entry->pid) {
+        change->about.who = WHO_IS_KNOWN;
+        change->about.pid = entry->pid;
+        change->about.comm = entry->comm;
+    }
+    entry_idle(MAP(tcp_connecting), ENTRIES_CONNECTING, key, &entry->time);
+    return 1;
+}
+
 INLINE void opened(u64 key, struct net *net, struct tcp_change *change) {
     const struct netns_id *id = &change->about.netns;
+    u64 now = bpf_ktime_get_ns();
     count_tcp(net, id, change->direction == OUTGOING ? OPENED_OUT : OPENED_IN);
     if (change->direction == OUTGOING)
-        observe_connect(id, change->duration);
+        observe_connect(id, change->since ? now - change->since : 0);
     if (wanted(CONNECTION_CLOSE)) {
-        struct tcp_opened since = {.time = bpf_ktime_get_ns(), .direction = change->direction};
-        map_update(MAP(tcp_open), &key, &since, 0);
+        struct tcp_opened since = {.time = now, .direction = change->direction};
+        struct tcp_opened *entry = map_lookup(MAP(tcp_open), &key);
+        if (entry)
+            *entry = since;
+        else
+            entry_made(MAP(tcp_open), ENTRIES_OPEN, key, &since);
     }
     change->about.class = CONNECTION;
     change->about.kind = KIND_OPENED;
@@ -165,12 +220,12 @@ INLINE void failed(struct net *net, struct tcp_change *change) {
 
 /* 0: nobody wanted to know when it was opened. */
 INLINE int closed(u64 key, struct tcp_change *change) {
-    struct tcp_opened *since = map_lookup(MAP(tcp_open), &key);
-    if (!since)
+    struct tcp_opened *entry = map_lookup(MAP(tcp_open), &key);
+    if (!entry || !entry->time)
         return 0;
-    change->duration = bpf_ktime_get_ns() - since->time;
-    change->direction = since->direction;
-    map_delete(MAP(tcp_open), &key);
+    change->since = entry->time;
+    change->direction = entry->direction;
+    entry_idle(MAP(tcp_open), ENTRIES_OPEN, key, &entry->time);
     change->about.class = CONNECTION_CLOSE;
     change->about.kind = KIND_CLOSED;
     return 1;
@@ -187,30 +242,19 @@ int tcp_state(unsigned long long *ctx) {
     if (sk->sk_protocol != 6)
         return 0;
     if (after == SYN_SENT) {
-        struct tcp_connecting asked = {.time = bpf_ktime_get_ns(), .pid = bpf_get_current_pid_tgid() >> 32};
-        bpf_get_current_comm(&asked.comm, sizeof(asked.comm));
-        if (map_update(MAP(tcp_connecting), &key, &asked, 0))
-            insert_failed(MAP_ID_tcp_connecting);
+        asked(key);
         return 0;
     }
     if (before == SYN_SENT || before == SYN_RECV) {
-        struct tcp_connecting *asked = map_lookup(MAP(tcp_connecting), &key);
-        if (before == SYN_SENT || asked)
+        if (answered(key, &change) || before == SYN_SENT)
             change.direction = OUTGOING;
-        if (asked) {
-            change.duration = bpf_ktime_get_ns() - asked->time;
-            change.about.who = WHO_IS_KNOWN;
-            change.about.pid = asked->pid;
-            change.about.comm = asked->comm;
-            map_delete(MAP(tcp_connecting), &key);
-        }
         net = netns_of_socket(sk, &change.about.netns);
         if (after == ESTABLISHED)
             opened(key, net, &change);
         else
             failed(net, &change);
     } else {
-        if (after != CLOSED || !wanted(CONNECTION_CLOSE) || !closed(key, &change))
+        if (after != CLOSED || !closed(key, &change))
             return 0;
         netns_of_socket(sk, &change.about.netns);
     }

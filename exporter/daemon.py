@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _STOP = 10.0  # seconds that monitors and connections get to end
 _LOOK = 5.0  # seconds between looks at our own CPU and memory
 _CALM, _STRETCH = 1.0, 4.0  # factors of the monitors' intervals without and with our CPU over its limit
+_EVENTS = 0.5  # share of our CPU limit that reading events may use, critical ones aside
 _FORGET = 0.9  # share of the memory limit below which series are admitted again
 
 
@@ -52,7 +53,8 @@ def monitors(config: Config, programs: kernel.Programs | None = None) -> list[tu
         (namespaces.monitor(), ("namespaces",)),
     ]
     if programs:
-        selected.append((kernel.monitor(programs), ("kernel", "lifecycle", "plugins")))
+        events = kernel.monitor(programs, share=config.general.own_cpu_limit / 100 * _EVENTS)
+        selected.append((events, ("kernel", "lifecycle", "plugins")))
     if "cni" not in served:
         selected.append((plugins.monitor(tuple(map(str, config.cni_config.bin_paths))), ("plugins",)))
     if config.container_discovery:

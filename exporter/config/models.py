@@ -48,7 +48,9 @@ class General(_Section):
         "`dac_read_search` for sockets in directories that not even root may search; empty: none.",
     )
     own_cpu_limit: Annotated[float, Number(1.0, 10_000.0)] = Field(
-        default=50.0, description="CPU use of the exporter, in percent of a core, above which it observes less often."
+        default=50.0,
+        description="CPU use of the exporter, in percent of a core, above which it observes less often; reading "
+        "events, critical ones aside, takes half of it at most.",
     )
     max_events_per_second: _Events | None = Field(
         default=None, description="Short form of `load_config.max_events_per_second`."

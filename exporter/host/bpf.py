@@ -199,6 +199,15 @@ class Map:
             if value is not None:
                 yield key, value
 
+    def length(self) -> int:
+        """Count the entries, which is cheaper than to look at them. One that comes or goes meanwhile may be missed."""
+        if self._batches:
+            try:
+                return sum(count for count, _, _ in self._read_batches())
+            except _NoBatchesError:
+                self._batches = False
+        return len(self.keys())
+
     def sums(self) -> Iterator[tuple[bytes, tuple[int, ...]]]:
         """Give all entries of a map whose values are u64s, summed over the CPUs."""
         for key, value in self.items():
@@ -221,6 +230,14 @@ class Map:
             raise ValueError(f"map {self.name} takes keys of {self.key_size} bytes, not {len(key)}")
 
     def _in_batches(self) -> Iterator[tuple[bytes, bytes]]:
+        for count, keys, values in self._read_batches():
+            raw_keys, raw_values = keys.raw, values.raw
+            for index in range(count):
+                key = raw_keys[index * self.key_size : (index + 1) * self.key_size]
+                yield key, raw_values[index * self._entry : (index + 1) * self._entry]
+
+    def _read_batches(self) -> "Iterator[tuple[int, ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]]]":
+        """Give how many entries a batch has, their keys and their values."""
         wanted, mark, more = min(_BATCH, self.capacity), None, True
         while more:
             keys = ctypes.create_string_buffer(self.key_size * wanted)
@@ -235,10 +252,7 @@ class Map:
             more = result != -errno.ENOENT
             if more:
                 _checked(result, f"walk of map {self.name}")
-            raw_keys, raw_values = keys.raw, values.raw
-            for index in range(count.value):
-                key = raw_keys[index * self.key_size : (index + 1) * self.key_size]
-                yield key, raw_values[index * self._entry : (index + 1) * self._entry]
+            yield count.value, keys, values
             mark = following
 
 

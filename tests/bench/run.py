@@ -16,11 +16,14 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import throughput
 
 ROOT = Path(__file__).parents[2]
 EXPORTER = Path(sys.executable).with_name("cni-exporter")
@@ -28,6 +31,8 @@ ROUNDS = 11
 _START_SECONDS = 20.0
 _SETTLED = 4.0  # seconds until 250 containers have their names
 _ENCODED = "cni_veth_receive_bytes_total"
+_STREAM = 2 << 30  # bytes: a second or so, which one scrape falls into
+_STREAMS = 41  # pairs of them: what is looked for is less than the difference between two
 _BETWEEN_SCRAPES = 1.2  # longer than any monitor's max_age, so that each scrape pays for its update
 
 Probe = Callable[[], float]
@@ -38,7 +43,10 @@ Pair = tuple[Probe, Probe]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Medians of one case; ratio is the median of the rounds' ratios, below 1 where the exporter costs less."""
+    """Medians of one case; ratio is the median of the rounds' ratios, below 1 where the exporter costs less.
+
+    Half of the rounds' ratios lie between `lower` and `upper`.
+    """
 
     case: str
     unit: str
@@ -46,6 +54,8 @@ class Result:
     ours: float
     reference: float
     ratio: float
+    lower: float
+    upper: float
 
 
 class Absent(Exception):  # noqa: N818 - an answer, not a failure
@@ -239,45 +249,121 @@ def start() -> Iterator[Pair]:
     )
 
 
-CASES: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager[Pair]]]] = {
-    "scrape": ("cpu seconds", scrape),
-    "memory": ("bytes", memory),
-    "crowded-scrape": ("cpu seconds", crowded_scrape),
-    "crowded-memory": ("bytes", crowded_memory),
-    "encoding": ("cpu seconds", encoding),
-    "start": ("cpu seconds", start),
+@contextlib.contextmanager
+def transfer() -> Iterator[Pair]:
+    """How long a TCP stream over a veth pair takes beside an exporter that is scraped each second, against without."""
+    with veth_pair() as namespaces:
+
+        def alone() -> float:
+            return throughput.transfer_seconds(namespaces, _STREAM)
+
+        def watched() -> float:
+            with at_work():
+                return alone()
+
+        yield watched, alone
+
+
+@contextlib.contextmanager
+def transfer_cpu() -> Iterator[Pair]:
+    """CPU time of the same, that of the exporter included: it tells more where the machine has other work to do."""
+    with veth_pair() as namespaces:
+
+        def alone() -> float:
+            return throughput.transfer_cpu_seconds(namespaces, _STREAM)
+
+        def watched() -> float:
+            with at_work() as server:
+                before = cpu_seconds(server.pid)
+                return alone() + cpu_seconds(server.pid) - before
+
+        yield watched, alone
+
+
+def veth_pair() -> contextlib.AbstractContextManager[tuple[str, str]]:
+    """Make two namespaces with a veth pair between them. Raises Absent for who may not."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        raise Absent("namespaces and veths are made by root alone, with ip; as root: tests/install bench")
+    return throughput.pair()
+
+
+@contextlib.contextmanager
+def at_work() -> Iterator[Server]:
+    """Run the exporter, and scrape it each second."""
+    over = threading.Event()
+
+    def scrape_on(server: Server) -> None:
+        while not over.wait(1):
+            server.scrape()
+
+    with our_exporter() as server:
+        thread = threading.Thread(target=scrape_on, args=(server,))
+        thread.start()
+        try:
+            time.sleep(_BETWEEN_SCRAPES)
+            yield server
+        finally:
+            over.set()
+            thread.join()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is measured, and how often unless the caller says otherwise."""
+
+    unit: str
+    opened: Callable[[], contextlib.AbstractContextManager[Pair]]
+    """Raises Absent where the reference is not installed."""
+    rounds: int = ROUNDS
+
+
+CASES = {
+    "scrape": Case("cpu seconds", scrape),
+    "memory": Case("bytes", memory),
+    "crowded-scrape": Case("cpu seconds", crowded_scrape),
+    "crowded-memory": Case("bytes", crowded_memory),
+    "encoding": Case("cpu seconds", encoding),
+    "start": Case("cpu seconds", start),
+    "transfer": Case("seconds", transfer, _STREAMS),
+    "transfer-cpu": Case("cpu seconds", transfer_cpu, _STREAMS),
 }
-"""Name: unit, and what opens the pair of probes. Raise Absent where the reference is not installed."""
 
 
 # The harness
 
 
-def measure(case: str, rounds: int) -> Result:
-    """Read both probes `rounds` times in alternating order, after one round that does not count."""
-    unit, opened = CASES[case]
+def measure(name: str, rounds: int = 0) -> Result:
+    """Read both probes `rounds` times (0: the case's own) in alternating order, after one that does not count."""
+    case = CASES[name]
+    rounds = rounds or case.rounds
     ours: list[float] = []
     reference: list[float] = []
-    with opened() as (probe, reference_probe):
+    with case.opened() as (probe, reference_probe):
         readings = [(ours, probe), (reference, reference_probe)]
         for index in range(rounds + 1):
             for figures, read in readings if index % 2 else reversed(readings):
                 figures.append(read())
     pairs = list(zip(ours[1:], reference[1:], strict=True))
+    ratios = [mine / other for mine, other in pairs]
+    lower, ratio, upper = statistics.quantiles(ratios * 2, n=4)
     return Result(
-        case=case,
-        unit=unit,
+        case=name,
+        unit=case.unit,
         rounds=rounds,
         ours=statistics.median(mine for mine, _ in pairs),
         reference=statistics.median(other for _, other in pairs),
-        ratio=statistics.median(mine / other for mine, other in pairs),
+        ratio=ratio,
+        lower=lower,
+        upper=upper,
     )
 
 
 def table(results: list[Result]) -> str:
     """Lay the results out for a terminal."""
-    lines = [f"{'case':<16}{'unit':<14}{'ours':>14}{'reference':>14}{'ratio':>9}"]
-    lines += [f"{r.case:<16}{r.unit:<14}{r.ours:>14.6g}{r.reference:>14.6g}{r.ratio:>9.3f}" for r in results]
+    lines = [f"{'case':<16}{'unit':<14}{'ours':>14}{'reference':>14}{'ratio':>9}   half of the rounds"]
+    for r in results:
+        figures = f"{r.ours:>14.6g}{r.reference:>14.6g}{r.ratio:>9.3f}   {r.lower:.3f} to {r.upper:.3f}"
+        lines.append(f"{r.case:<16}{r.unit:<14}{figures}")
     return "\n".join(lines)
 
 
@@ -285,7 +371,7 @@ def main() -> int:
     """Run the cases that are named; exit status 1 where one failed; a reference that is not installed is no failure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; none: all")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="readings of each probe [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=0, help="readings of each probe [the case's own]")
     options = parser.parse_args()
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from netns import namespace
 from recorder import Recorder
 
 from exporter.catalog import CONNECT_DURATION
@@ -26,6 +27,8 @@ from exporter.monitors.kernel import headers
 from exporter.monitors.kernel.controls import Controls, Rule
 from exporter.monitors.kernel.programs import COMMON, PROGRAMS, PROOF
 from exporter.monitors.kernel.source import KernelSource
+
+__all__ = ["namespace"]
 
 pytestmark = pytest.mark.real("root", "ip", "bpftool")
 ROOT = Path(__file__).parents[2]
@@ -155,17 +158,6 @@ class Running:
         """One part of the account, by class."""
         series = self.recorder.families.snapshots[f"cni_events_{what}_total"]
         return {key[0]: value for key, value in series.items()}
-
-
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    name = f"cnik{os.getpid()}"
-    _ip("netns", "add", name)
-    try:
-        _ip("-n", name, "link", "set", "lo", "up")
-        yield name
-    finally:
-        _ip("netns", "del", name)
 
 
 @pytest.fixture(scope="module")

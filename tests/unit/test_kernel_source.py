@@ -44,6 +44,9 @@ class FakeMap:
         for key, words in self.entries.items():
             yield key, struct.pack(f"={len(words)}Q", *words)
 
+    def length(self) -> int:
+        return len(self.entries)
+
     def get(self, key: bytes) -> bytes | None:
         words = self.entries.get(key)
         return struct.pack(f"={len(words)}Q", *words) if words else None

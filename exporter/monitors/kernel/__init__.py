@@ -132,12 +132,15 @@ def _nothing(reason: str, remedy: str, start: float) -> Programs:
     return Programs(Manifest(standings, reason=reason, remedy=remedy), time.monotonic() - start)
 
 
-def monitor(programs: Programs, interval: float = 10.0) -> Monitor:
-    """Describe the monitor; `programs` stays the caller's and must outlive it. `interval` is in seconds."""
+def monitor(programs: Programs, interval: float = 10.0, share: float = 1.0) -> Monitor:
+    """Describe the monitor; `programs` stays the caller's and must outlive it.
+
+    `interval` is in seconds; `share` is what reading events may cost, of one processor.
+    """
     from exporter.monitors.kernel.source import KernelSource, Standings  # noqa: PLC0415 - only where it runs
 
     def ebpf() -> Source:
-        return KernelSource(programs)
+        return KernelSource(programs, share=share)
 
     def nothing() -> Source:
         return Standings(programs)

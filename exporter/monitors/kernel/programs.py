@@ -119,9 +119,10 @@ DROPS = Program(
 )
 
 
-def _tcp_constants(_: Settings, __: Mapping[str, int]) -> dict[str, str]:
+def _tcp_constants(settings: Settings, _: Mapping[str, int]) -> dict[str, str]:
     bounds = FAMILIES[CONNECT_DURATION].buckets
     return {
+        "ENTRIES_KEPT": f"{settings.entries // 2}ULL",
         "CONNECT_BUCKETS": str(len(bounds)),
         "CONNECT_BOUNDS": ",".join(f"{round(bound * 1e9)}ULL" for bound in bounds),
     }
@@ -142,6 +143,7 @@ TCP = Program(
         MapShape("tcp", PERCPU_HASH, 24, 8, _entries),
         MapShape("tcp_connect", PERCPU_HASH, 16, 8 * (len(FAMILIES[CONNECT_DURATION].buckets) + 2), 4096),
         MapShape("tcp_connecting", HASH, 8, 32, _entries),
+        MapShape("tcp_entries", ARRAY, 4, 8, 2),
         MapShape("tcp_open", LRU_HASH, 8, 16, _entries),
     ),
     probes=(
@@ -196,6 +198,18 @@ def _plugin_directories(settings: Settings) -> Iterable[tuple[str, bytes, bytes]
             yield "cni_directories", key, struct.pack("=II", len(text), 0)
 
 
+def _plugin_heads(settings: Settings) -> dict[str, str]:
+    """Give the first 16 characters of each directory as two numbers, each with a mask of those that there are."""
+    rows = []
+    for _, key, value in _plugin_directories(settings):
+        length = struct.unpack_from("=I", value)[0]
+        mask = (b"\xff" * min(length, 16)).ljust(16, b"\0")
+        first, second = struct.unpack("=QQ", key[4:20])
+        mask_first, mask_second = struct.unpack("=QQ", mask)
+        rows.append(f"{{{first}ULL,{mask_first}ULL,{second}ULL,{mask_second}ULL}}")
+    return {"CNI_HEADS": ",".join(rows) or "{0}"}
+
+
 _PROCESS = (
     *("task_struct.tgid", "task_struct.signal", "task_struct.group_leader", "task_struct.exit_code"),
     *("task_struct.start_time", "signal_struct.live.counter", "signal_struct.flags"),
@@ -210,6 +224,7 @@ CNI = Program(
         MapShape("cni_plugins", HASH, 32, 8, PLUGINS),
         MapShape("cni_runs", HASH, 40, 8 * (len(FAMILIES[PLUGIN_DURATION].buckets) + 3), (PLUGINS + 1) * _COMMANDS),
         MapShape("cni_running", HASH, 4, 160, 1024),
+        MapShape("cni_under_way", ARRAY, 4, 8, 1),
         MapShape("cni_scratch", PERCPU_ARRAY, 4, 560, 3),
     ),
     probes=(
@@ -227,7 +242,7 @@ CNI = Program(
         ),
     ),
     families=("cni_plugin_runs_total", "cni_plugin_failures_total", PLUGIN_DURATION),
-    constants=lambda _settings, _reasons: _bounds(PLUGIN_DURATION, "CNI"),
+    constants=lambda settings, _reasons: _bounds(PLUGIN_DURATION, "CNI") | _plugin_heads(settings),
     contents=_plugin_directories,
 )
 

@@ -8,7 +8,7 @@ import ctypes
 import struct
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from exporter.monitors.kernel.events import Event, decode
 from exporter.monitors.kernel.lifecycle import Lifecycle
 from exporter.monitors.kernel.process import Process, Syscalls
 from exporter.monitors.kernel.programs import PROGRAMS
-from exporter.monitors.kernel.reader import Histograms, Reader, Snapshot, Tables
+from exporter.monitors.kernel.reader import Histograms, Pace, Reader, Snapshot, Tables
 from exporter.monitors.kernel.shapes import CLASSES, HASH, PERCPU_HASH
 from exporter.monitors.kernel.tcp import Tcp
 
@@ -39,6 +39,7 @@ Tap = Callable[[Event, Reader | None], None]
 
 _LAG = FAMILIES["cni_events_lag_seconds"].buckets
 _NETNS = 16  # bytes of struct netns_id
+_PIECE = 128  # records read at once: some milliseconds
 _HASHES = frozenset({HASH, PERCPU_HASH})  # of those that can be full: an LRU map makes room for itself
 
 
@@ -47,10 +48,11 @@ class KernelSource(Source):
 
     mode = "ebpf"
 
-    def __init__(self, programs: "Programs", tap: Tap | None = None) -> None:
-        """Keep the programs; nothing is opened yet."""
+    def __init__(self, programs: "Programs", tap: Tap | None = None, share: float = 1.0) -> None:
+        """Keep the programs; nothing is opened yet. Events, critical ones aside, may cost `share` of a processor."""
         self._programs = programs
         self._tap = tap or self._tell
+        self._paces = (Pace(), Pace(share))  # of the rings: nothing keeps critical events waiting
         self._rings: list[bpf.Ring] = []
 
     def open(self, context: Context) -> None:
@@ -75,7 +77,8 @@ class KernelSource(Source):
 
     def readers(self) -> Mapping[int, Callable[[], None]]:
         """Read a ring when it holds records."""
-        return {ring.fileno(): partial(self._consume, ring) for ring in self._rings}
+        pieces = {ring.fileno(): partial(ring.consume, _PIECE) for ring in self._rings}
+        return {fd: partial(pace.work, piece) for (fd, piece), pace in zip(pieces.items(), self._paces, strict=False)}
 
     def update(self) -> None:
         """Read everything."""
@@ -100,10 +103,6 @@ class KernelSource(Source):
         for ring in self._rings:
             ring.close()
         self._rings.clear()
-
-    @staticmethod
-    def _consume(ring: bpf.Ring) -> None:
-        ring.consume()
 
     def _take(self, address: int, size: int) -> None:
         """Handle one record of a ring."""
@@ -208,14 +207,10 @@ class KernelSource(Source):
             value = counter.get(number.to_bytes(4, "little"))
             failures[name,] = float(counter.total(value)[0]) if value else 0.0
         return {
-            "cni_bpf_map_entries": {(name,): float(_length(map_.items())) for name, map_ in hashes.items()},
+            "cni_bpf_map_entries": {(name,): float(map_.length()) for name, map_ in hashes.items()},
             "cni_bpf_map_capacity": {(name,): float(map_.capacity) for name, map_ in hashes.items()},
             "cni_bpf_map_insert_failures_total": failures,
         }
-
-
-def _length(entries: Iterable[object]) -> int:
-    return sum(1 for _ in entries)
 
 
 class Standings(Source):
