@@ -111,7 +111,7 @@ INLINE void netns_created(u64 address, u32 evidence, u32 who) {
     if (last && (id.cookie || evidence == MET))
         return;
     if (last && !map_delete(MAP(netns_alive), &id))
-        netns_ended(last); /* without cookies: its end was not noticed before its number was given away */
+        netns_tell(&id, KIND_DESTROYED, netns_ended(last), WHO_IS_NOBODY); /* without cookies: noticed only now */
     refusal = map_update(MAP(netns_alive), &id, &alive, 1 /* BPF_NOEXIST */);
     if (refusal == -17 /* EEXIST */)
         return;

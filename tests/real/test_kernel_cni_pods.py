@@ -21,7 +21,7 @@ from recorder import Recorder
 from exporter.catalog import PLUGIN_DURATION
 from exporter.monitors import kernel, plugins
 
-pytestmark = pytest.mark.real("root")
+pytestmark = [pytest.mark.real("root"), pytest.mark.host]
 
 
 @pytest.mark.real("busybox")

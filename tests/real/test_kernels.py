@@ -1,35 +1,46 @@
 """The kernel tests pass on kernels other than this machine's: each boots in an emulator (the package `kernels`)."""
 
+from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import NoReturn
 
-import click
 import pytest
 from kernels import lane
 from kernels.debian import Unavailable
+from kernels.machine import Outcome
 
-pytestmark = pytest.mark.kernels  # minutes in an emulator: `make test-kernels` asks for them
+# Minutes in an emulator: `make test-kernels` and continuous integration ask for them.
+pytestmark = [pytest.mark.kernels, pytest.mark.timeout(lane.PREPARATION + lane.LIMIT)]
 
-# A first run also makes the root file system and fetches the kernel.
-_PREPARATION_SECONDS = 240
+
+@dataclass(frozen=True)
+class Runs:
+    """The machines of the tests that were asked for, after their end."""
+
+    outcomes: dict[str, Future[Outcome]]
+    consoles: dict[str, list[str]]
 
 
 @pytest.fixture(scope="module")
-def command(lacking: Callable[[str], NoReturn]) -> str:
-    """Have the emulator and the tools on this machine, and something to run."""
+def runs(request: pytest.FixtureRequest, lacking: Callable[[str], NoReturn]) -> Runs:
+    """Run the tests on all kernels that were asked for, side by side."""
     try:
-        lane.prepare()
-        return lane.tests()
+        lane.check()
     except Unavailable as reason:
         lacking(str(reason))
+    lines = [item.callspec.params["line"] for item in request.session.items if item.path == request.path]
+    consoles: dict[str, list[str]] = defaultdict(list)
+    return Runs(lane.run_all(lines, lane.tests(), lambda line, text: consoles[line].append(text)), consoles)
 
 
-@pytest.mark.timeout(lane.LIMIT + _PREPARATION_SECONDS)
 @pytest.mark.parametrize("line", lane.LINES)
-def test_kernel_tests_pass_on(line: str, command: str, lacking: Callable[[str], NoReturn]) -> None:
+def test_kernel_tests_pass_on(line: str, runs: Runs, lacking: Callable[[str], NoReturn]) -> None:
     """On this kernel too every family counts exactly what happened, by the hooks that it has."""
+    print(*runs.consoles[line], sep="\n")
     try:
-        outcome = lane.run(line, command, click.echo)
+        outcome = runs.outcomes[line].result()
     except Unavailable as reason:
         if lane.LINES[line].optional:
             pytest.skip(str(reason))

@@ -92,6 +92,25 @@ def test_the_partition_table_is_what_a_kernel_reads() -> None:
     assert all(one != other for one, other in itertools.combinations(tables, 2))
 
 
+def test_a_host_without_an_emulator_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command that is missing is named, with the call that installs them."""
+    monkeypatch.setattr(images, "SEARCH_PATH", str(tmp_path))
+    (tmp_path / "mke2fs").touch(mode=0o755)
+    with pytest.raises(
+        debian.Unavailable, match=r"needs qemu-system-x86_64, mmdebstrap, depmod, .*tests/install kernels"
+    ):
+        lane.check()
+
+
+def test_the_emulator_leaves_out_what_is_about_the_loader_alone() -> None:
+    """The command in the guest names every file of kernel tests, and runs none that is marked host."""
+    command = lane.tests()
+    assert "-m 'not host'" in command
+    assert {"test_kernel.py", "test_kernel_cni.py", "test_kernel_lifecycle.py"} <= {
+        Path(word).name for word in command.split()
+    }
+
+
 def test_an_unavailable_kernel_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason of one line is its own result; the others run."""
 

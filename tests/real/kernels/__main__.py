@@ -17,13 +17,13 @@ from kernels.machine import Outcome
 @click.command()
 @click.option("-k", "--kernel", "kernels", multiple=True, type=click.Choice(list(lane.LINES)), help="Default: all.")
 @click.option("-t", "--timeout", default=lane.LIMIT, show_default=True, help="Seconds for one machine.")
-@click.option("-j", "--jobs", default=1, show_default=True, help="Machines at a time; each takes two processors.")
+@click.option("-j", "--jobs", default=len(lane.LINES), show_default=True, help="Machines at a time.")
 @click.argument("command", required=False)
 def main(kernels: tuple[str, ...], timeout: float, jobs: int, command: str | None) -> None:
     """Run the kernel tests, or the shell command COMMAND, on kernels in virtual machines."""
     start = time.monotonic()
     try:
-        lane.prepare()
+        lane.check()
         runs = lane.run_all(kernels or lane.LINES, command or lane.tests(), _show, timeout, jobs)
     except Unavailable as reason:
         raise click.ClickException(str(reason)) from reason
