@@ -153,6 +153,14 @@ _RUNTIMES = (
     ),
     replace(
         _by_container(
+            "cni_container_annotation_info",
+            "A Kubernetes annotation of the container or pod that the configuration allows.",
+        ),
+        labels=("annotation", "value"),
+        secret=("annotation", "value"),
+    ),
+    replace(
+        _by_container(
             "cni_container_environment_info",
             "An environment variable of the container; the value only where the configuration allows it.",
         ),
@@ -498,6 +506,27 @@ _EXPORTER = (
         "feed",
     ),
     Family("cni_exporter_feed_readers", "Readers of the live feed.", "feed"),
+    Family(
+        "cni_exporter_audit_up",
+        "1 where the audit log's last line was written; no series where there is no audit log.",
+        "audit",
+    ),
+    Family(
+        "cni_exporter_audit_records_total",
+        "Records in the audit log, by kind (start, stop, reload, read, event, scrape, lost).",
+        "audit",
+        Kind.COUNTER,
+        ("record",),
+        cap=20,
+    ),
+    Family(
+        "cni_exporter_audit_records_dropped_total",
+        "Records that the audit log lacks: too many at once (rate, queue), or the file cannot be written (write).",
+        "audit",
+        Kind.COUNTER,
+        ("reason",),
+        cap=10,
+    ),
     Family(
         "cni_exporter_feed_lost_total",
         "Events that readers of the live feed did not get because they read too slowly.",

@@ -82,6 +82,7 @@ def run(path: Path | None, preset: str | None, **options: str | None) -> None:
 
     loaded = _load(path, preset, options)
     logs.setup(loaded.config.log.level, loaded.config.log.format, daemon.privacy_rules(loaded.config))
+    logs.take_the_uncaught()
     try:
         status = daemon.run(loaded, _loader(path, preset, options))
     except OSError as error:

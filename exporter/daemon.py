@@ -4,22 +4,27 @@ Flows in: a loaded configuration and signals. Flows out: a running exporter. Not
 """
 
 import logging
+import os
 import platform
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 
 import psutil
 
-from exporter import __version__, page, privileges
+from exporter import __version__, logs, page, privileges
+from exporter.audit import Audit, Scrape
+from exporter.audit import Settings as AuditSettings
 from exporter.config import Config, ConfigError, Loaded
-from exporter.contract import Monitor, Paths
+from exporter.contract import Families, Monitor, Paths
 from exporter.exposition import Exposition
 from exporter.feed import Feed
 from exporter.feed_protocol import default_socket
+from exporter.http1 import Request, Response
 from exporter.load.admission import Admission
 from exporter.metrics import Policy, Store
 from exporter.monitors import kernel, links, namespaces, plugins, runtimes
@@ -50,12 +55,13 @@ def monitors(config: Config, programs: kernel.Programs | None = None) -> list[tu
     served = {probe for probe in ("netns", "veth", "cni") if programs and programs.serves(probe)}
     selected: list[tuple[Monitor, Owners]] = [
         (links.monitor(counts_netns="netns" not in served, counts_veths="veth" not in served), ("links", "lifecycle")),
-        (namespaces.monitor(), ("namespaces",)),
     ]
+    if config.container_config.namespace_monitoring:
+        selected.append((namespaces.monitor(), ("namespaces",)))
     if programs:
         events = kernel.monitor(programs, share=config.general.own_cpu_limit / 100 * _EVENTS)
         selected.append((events, ("kernel", "lifecycle", "plugins")))
-    if "cni" not in served:
+    if "cni" not in served and config.cni_config.bin_paths:
         selected.append((plugins.monitor(tuple(map(str, config.cni_config.bin_paths))), ("plugins",)))
     if config.container_discovery:
         selected += [(monitor, ("runtimes",)) for monitor in runtimes.monitors(_runtime_settings(config))]
@@ -84,6 +90,7 @@ def _runtime_settings(config: Config) -> runtimes.Settings:
         metadata=runtimes.Metadata(
             enabled=section.metadata_collection,
             labels=privacy.container_labels,
+            annotations=privacy.annotations,
             environment=privacy.environment,
             environment_names=privacy.environment_names,
         ),
@@ -126,7 +133,9 @@ class Exporter:
         config = loaded.config
         self.store = Store(_policy(config))
         self.admission = Admission()
-        """Every event passes here; the feed taps it."""
+        """Every event passes here; the feed and the audit log tap it."""
+        self._rules = privacy_rules(config)
+        self._audit = self._make_audit(config)
         self.supervisor = self._supervise(config)
         self.exposition = Exposition(
             self.store.collect,
@@ -137,7 +146,6 @@ class Exporter:
         self._own = self.store.owned("exporter")
         self._server: Server | None = None
         self._feed: Feed | None = None
-        self._rules = privacy_rules(config)
         self._started = time.time()
         self._node = socket.gethostname()
         self._rates = Rates()
@@ -161,10 +169,44 @@ class Exporter:
             max_connections=web.max_connections,
             request_timeout=web.request_timeout,
             topology=self.topology,
+            answered=self._answered if self._audit else None,
         )
         self._server.start()
+        if self._audit:
+            self._audit.start(self._identity())
+            if self._audit.settings.events:
+                self.admission.tap(self._audit.tap)
         self._feed = self._offer_feed()
         return self._server
+
+    def _make_audit(self, config: Config) -> Audit | None:
+        section = config.audit
+        if section.path is None:
+            return None
+        settings = AuditSettings(
+            *(section.path, section.max_size, section.keep, section.scrape_interval),
+            *(frozenset(section.events), section.max_records_per_second),
+        )
+        # A reload brings new rules.
+        return Audit(
+            settings, self.store.owned("audit"), self.store.names_of, lambda text: self._rules.safe_label(text)
+        )
+
+    def _identity(self) -> Mapping[str, object]:
+        """Say who writes the audit log, under which configuration."""
+        who = {"node": self._node, "version": __version__, "pid": os.getpid(), "uid": os.geteuid()}
+        return {**who, "config_sha256": self._loaded.sha256, "preset": self._loaded.preset}
+
+    def _answered(self, client: str, request: Request, response: Response) -> None:
+        """Tell the audit log who was told what. Probes that are well tell nothing of a container."""
+        if self._audit is None or (request.path.startswith("/-/") and response.status is HTTPStatus.OK):
+            return
+        known = response.status is not HTTPStatus.NOT_FOUND
+        scraped = request.path == "/metrics" and response.status is HTTPStatus.OK
+        series = self.exposition.series if scraped else 0
+        path = request.path if known else "(unknown)"
+        size = len(response.body)
+        self._audit.served(Scrape(time.time(), client, "", path, int(response.status), series, size))
 
     def _offer_feed(self) -> Feed | None:
         """Start the live feed; the exporter does without where it cannot be had."""
@@ -211,6 +253,8 @@ class Exporter:
             log.warning("left behind, not ending within %s s: %s", _STOP, ", ".join(hung))
         if self._programs:
             self._programs.close()
+        if self._audit:
+            self._audit.stop()
 
     def reload(self, load: Callable[[], Loaded]) -> None:
         """Take a new configuration over, or keep the old one where the new one has errors."""
@@ -219,8 +263,9 @@ class Exporter:
         except (ConfigError, OSError) as error:
             log.error("configuration not reloaded, the old one stays in force: %s", error)  # noqa: TRY400 - for people
             self._publish(reloaded=False)
+            self._note_reload(successful=False)
             return
-        for name in ("web", "feed", "kernel", "cni_config"):
+        for name in ("web", "feed", "kernel", "cni_config", "audit"):
             if getattr(loaded.config, name) != getattr(self._loaded.config, name):
                 log.warning("a change of section %s takes a restart", name)
         before = {owner for _, owners in monitors(self._loaded.config, self._programs) for owner in owners}
@@ -231,10 +276,16 @@ class Exporter:
             self.store.clear(owner)
         self.store.apply(_policy(loaded.config))
         self._rules = privacy_rules(loaded.config)
+        logs.setup(loaded.config.log.level, loaded.config.log.format, self._rules)
         self.supervisor = self._supervise(loaded.config)
         self.supervisor.start()
         self._publish(reloaded=True)
+        self._note_reload(successful=True)
         log.info("configuration reloaded")
+
+    def _note_reload(self, *, successful: bool) -> None:
+        if self._audit:
+            self._audit.note("reload", {"successful": successful, **self._identity()})
 
     def look_at_ourselves(self) -> None:
         """Do less while we cost more than we may: longer intervals over the CPU limit, no new series over memory's.
@@ -261,12 +312,12 @@ class Exporter:
     def healthy(self) -> tuple[bool, str]:
         """Say whether every monitor's thread is alive."""
         standings = self.supervisor.standings()
-        return not any(standing.hung for standing in standings), _report(standings)
+        return not any(standing.hung for standing in standings), self._report(standings)
 
     def ready(self) -> tuple[bool, str]:
         """Say whether the first pass of every monitor is over."""
         standings = self.supervisor.standings()
-        return all(standing.seen for standing in standings), _report(standings)
+        return all(standing.seen for standing in standings), self._report(standings)
 
     def topology(self) -> Mapping[str, object]:
         """Give the tree of node, bridges, veths and workloads."""
@@ -279,10 +330,21 @@ class Exporter:
         status = page.Status(self._node, __version__, revision(), self._started, time.time())
         return page.render(self.store.read, status, self._rates)
 
+    def _report(self, standings: list[Standing]) -> str:
+        """Write a line per monitor."""
+        return "".join(
+            f"{s.monitor}: {'hung' if s.hung else 'starting' if not s.seen else s.mode}"
+            f"{f' ({self._rules.safe_label(s.reason)})' if s.reason else ''}\n"
+            for s in standings
+        )
+
     def _supervise(self, config: Config) -> Supervisor:
         supervisor = Supervisor(self.store.owned("supervisor"), self.admission)
         for monitor, owners in monitors(config, self._programs):
-            supervisor.add(monitor, self.store.owned(*owners), Paths(config.paths.procfs, config.paths.sysfs))
+            families: Families = self.store.owned(*owners)
+            if self._audit:
+                families = self._audit.witness(families)
+            supervisor.add(monitor, families, Paths(config.paths.procfs, config.paths.sysfs))
         return supervisor
 
     def _publish(self, *, reloaded: bool) -> None:
@@ -306,15 +368,6 @@ def revision() -> str:
     """Give the source revision that the build noted, or an empty text."""
     noted = Path(__file__).with_name("REVISION")
     return noted.read_text().strip() if noted.is_file() else ""
-
-
-def _report(standings: list[Standing]) -> str:
-    """Write a line per monitor."""
-    return "".join(
-        f"{s.monitor}: {'hung' if s.hung else 'starting' if not s.seen else s.mode}"
-        f"{f' ({s.reason})' if s.reason else ''}\n"
-        for s in standings
-    )
 
 
 def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:

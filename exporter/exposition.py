@@ -53,6 +53,8 @@ class Exposition:
         self._ended = 0
         self._busy = False
         self._latest: _Encoded | None = None
+        self.series = 0
+        """Series of the catalogue's families in the last collection."""
 
     def scrape(self, accept: str, accept_encoding: str) -> tuple[dict[str, str], bytes]:
         """Give headers and body for the client's Accept and Accept-Encoding.
@@ -85,7 +87,9 @@ class Exposition:
         encoded = None
         try:
             self._refresh()
-            encoded = _Encoded(self._collect(), self._registry)
+            families = self._collect()
+            self.series = sum(len(one.samples) + len(one.histograms) for one in families)
+            encoded = _Encoded(families, self._registry)
             self._own.replace({"cni_exporter_scrape_duration_seconds": {(): time.perf_counter() - started}})
         finally:
             with self._turn:

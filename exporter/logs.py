@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import TextIO
 
 from exporter import privacy
@@ -47,6 +48,19 @@ def setup(level: str, form: str, rules: privacy.Rules = privacy.DEFAULT, stream:
     root.setLevel(max(threshold, logging.WARNING))
     logging.getLogger(OURS).setLevel(threshold)
     logging.captureWarnings(capture=True)
+
+
+def take_the_uncaught() -> None:
+    """Send exceptions that nobody caught to the log too: Python would print them whole, secrets included."""
+    log = logging.getLogger(OURS)
+
+    def note(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        shown = error or kind()
+        log.critical("nobody caught this: please report it", exc_info=(kind, shown, trace))
+
+    sys.excepthook = note
+    threading.excepthook = lambda seen: note(seen.exc_type, seen.exc_value, seen.exc_traceback)
+    sys.unraisablehook = lambda seen: note(seen.exc_type, seen.exc_value, seen.exc_traceback)
 
 
 @dataclass(slots=True)
@@ -163,7 +177,7 @@ class Lines(logging.Handler):
 
     def _clean(self, text: str) -> str:
         """Take out secrets, bound the length (after: a cut must not hide that something is a secret)."""
-        clean = _SURROGATE.sub("\ufffd", self._rules.scrub(text[: 2 * _LONGEST]))
+        clean = _SURROGATE.sub("\ufffd", self._rules.scrub(privacy.bounded(text, 2 * _LONGEST)))
         return clean if len(clean) <= _LONGEST else clean[: _LONGEST - 1] + "…"
 
 

@@ -17,6 +17,8 @@ LABEL_LENGTH = 256
 _CUT = "…"
 _SLACK = 4096
 """Characters read beyond the cut, so that a secret that begins before it is still known as one."""
+_WORD = 256
+"""Characters of a last word that go with the cut."""
 
 _PLAIN = re.compile(
     r"""(?:(?:GUARD[a-z0-9]{0,19}+|[0-9a-f]{64})(?![a-z0-9])(?:[._/:]|-(?![0-9]{4,6}+\b)))*+
@@ -24,7 +26,9 @@ _PLAIN = re.compile(
        (?:@sha256:[0-9a-f]{64})?
       |[A-Z][A-Za-z_]{0,15}+
     """.replace(
-        "GUARD", r"(?![0-9]{13}|xox|github_|gl[a-z]++-|sk-|hv[sbr]\.|d(?:ckr|o[opr])_|whsec|bearer|authoriz|passw)"
+        "GUARD",
+        r"(?![0-9]{13}|xox|github_|gl[a-z]++-|sk-|hv[sbr]\.|d(?:ckr|o[opr])_|whsec|bearer|authoriz|passw"
+        r"|[a-z0-9]{6}\.[a-z0-9]{16}(?![a-z0-9]))",
     ),
     re.VERBOSE,
 )
@@ -83,9 +87,18 @@ _MARKED = re.compile(
         |(?:npm|hf)_[A-Za-z0-9]{30,}+|pypi-AgE[\w-]{20,}+                            # npm, Hugging Face, PyPI
         |dckr_pat_[\w-]{20,}+|do[opr]_v1_[0-9a-f]{40,}+                              # Docker Hub, DigitalOcean
         |hv[sbr]\.[\w-]{20,}+|SWMTKN-1-[\w-]{20,}+|SG\.[\w-]{16,}+\.[\w-]{16,}+      # Vault, Swarm, SendGrid
+        |(?:dapi|key-|SK|shp(?:at|ca|pa|ss)_)[0-9a-f]{32}(?![A-Za-z0-9])  # Databricks, Mailgun, Twilio, Shopify
+        |glsa_\w{20,}+|AGE-SECRET-KEY-1[0-9A-Z]{40,}+                                # Grafana, age
        )
       |hooks\.slack\.com/(?:services|workflows)/T[\w/]++
       |(?i:passw(?:or)?d|passphrase)\s?:\s?[^\s"']++                                 # in running text
+      |(?i:(?<![\w-])[\w-]{0,32}(?:token|secret|credential|private[_-]?key|psk
+         |(?:key|certificate|authority)-data)["']?\s?:\s++["']?
+         (?=[^\s"',}\]]{0,99}\d)[^\s"',}\]]{8,}+)                                    # YAML, such as a kubeconfig's
+      |(?:rfc\d{4}|gcm|cbc|ctr|ccm|hmac)(?:\([\w()-]{1,40})\s++["']?(?:0x)?[0-9a-fA-F]{32,}+    # IPsec, ip-xfrm(8)
+      |\$(?:2[abxy]?\$\d\d|[567y]|gy|sha1|scrypt|argon2(?:id|i|d))\$[\w./+=,$-]{22,}+  # crypt(5), PHC strings
+      |\$(?:1|apr1)\$[\w./]{1,8}\$[\w./]{22}
+      |\bpbkdf2[_-]sha\d{1,3}\$\d++\$[\w.+/-]{1,64}\$[\w.+/=-]{20,}+                    # Django
     """,
     re.VERBOSE,
 )
@@ -102,13 +115,32 @@ _USERINFO = re.compile(
     re.VERBOSE,
 )
 """What stands before the host in an address."""
-_PAIR = re.compile(
-    r"""(?P<keep>(?<![\w.-])(?P<name>[\w.-]{1,64}+)(?:=|["']\s?:\s?(?=["'])))(?:"[^"]*+"?|'[^']*+'?|[^\s"'&;]++)
-      |(?P<keep2>(?<![\w-])--?(?P<name2>[A-Za-z][\w-]{1,64}+)\s++)(?!-)(?:"[^"]*+"?|'[^']*+'?|[^\s"']++)
+_NAMED = re.compile(
+    r"""(?<![\w.-])(?P<name>[\w.-]{1,64}+)(?:=|\\{0,3}["']\s?:\s?(?=\\{0,3}["'0-9]))
+      |(?<![\w-])--?(?P<option>[A-Za-z][\w-]{1,64}+)\s++(?!-)
     """,
     re.VERBOSE,
 )
-"""`name=value`, `"name": "value"` and `--name value` within a text."""
+"""What stands before a value: `name=value`, `"name": "value"` (in JSON within JSON too) and `--name value`."""
+_VALUE = re.compile(r"""\\{0,3}"[^"]*+"?|\\{0,3}'[^']*+'?|[^\s"'&;]++""")
+_ARGUMENT = re.compile(r""""[^"]*+"?|'[^']*+'?|[^\s"']++""")
+_COMMAND = re.compile(
+    r"""(?P<keep>\b(?:
+          (?:mysql|mariadb)\w*+\b[^\n|;&]{0,256}?\s-p
+         |(?:sshpass|mongo(?:sh|dump)?|(?:docker|podman|helm|skopeo|crictl)\b[^\n|;&]{0,64}?\slogin)\b
+            [^\n|;&]{0,256}?\s-p\s*+
+         |(?:curl|wget)\b[^\n|;&]{0,256}?\s(?:-[uU]|--user|--proxy-user)[\s=]?[^\s:/]{1,128}:(?!//)
+         |redis-cli\b[^\n|;&]{0,256}?\s-a\s++
+         |ldap\w++\b[^\n|;&]{0,256}?\s-w\s++
+         |(?:sqlcmd|bcp)\b[^\n|;&]{0,256}?\s-P\s*+
+         |smbclient\b[^\n|;&]{0,256}?\s-U\s?[^\s%]{1,128}%
+        ))(?:"[^"]*+"?|'[^']*+'?|[^\s"']++)
+    """,
+    re.VERBOSE,
+)
+"""Passwords that commands take behind a short option; which one it is, depends on the command."""
+_BOOTSTRAP = re.compile(r"(?<![\w.-])[a-z0-9]{6}\.([a-z0-9]{16})(?![\w.-])")
+"""A bootstrap token of Kubernetes (kubernetes/cluster-bootstrap, token/util)."""
 _EMAIL = re.compile(
     r"(?<![\w.%+-])(?!git@)[\w.%+-]{1,64}+@(?:[\w-]{1,63}+\.){1,8}"
     r"(?!(?:automount|device|mount|path|scope|service|slice|socket|swap|target|timer)\b)[^\W\d_]{2,24}\b(?![.-]?\w)",
@@ -176,8 +208,23 @@ def _run(match: re.Match[str]) -> str:
     return REDACTED if _is_base64(match[0]) else _DENSE.sub(_dense, match[0])
 
 
+def _bootstrap(match: re.Match[str]) -> str:
+    """Tell a token's second half from a word: `worker.kubernetesnode01` is a host."""
+    return REDACTED if _is_random(match[1], 5.5) else match[0]
+
+
 def _userinfo(match: re.Match[str]) -> str:
     return f"{match['keep'] or ''}{REDACTED}@"
+
+
+def bounded(text: str, limit: int) -> str:
+    """Cut to at most `limit` characters (512 or more) what is not judged yet, and its last word with it.
+
+    A secret that has lost its end may not look like one any more.
+    """
+    if len(text) <= limit:
+        return text
+    return text[: limit - _WORD] + text[limit - _WORD : limit].rpartition(" ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +256,7 @@ class Rules:
         if self._values is None and len(value) <= LABEL_LENGTH and _PLAIN.fullmatch(value):
             return value
         # First what cannot be printed: a secret behind a colour code must not look like another word.
-        shown = _UNPRINTABLE.sub("\ufffd", _TERMINAL.sub("\ufffd", value[: LABEL_LENGTH + _SLACK]))
+        shown = _UNPRINTABLE.sub("\ufffd", _TERMINAL.sub("\ufffd", bounded(value, LABEL_LENGTH + _SLACK)))
         clean = self.scrub(shown)
         if len(clean) <= LABEL_LENGTH and len(value) <= LABEL_LENGTH + _SLACK:
             return clean
@@ -222,14 +269,26 @@ class Rules:
         text = _MARKED.sub(REDACTED, text)
         if "@" in text:
             text = _EMAIL.sub(REDACTED, _USERINFO.sub(_userinfo, text))
-        return _RUN.sub(_run, _CARD.sub(_card, _PAIR.sub(self._pair, text)))
+        if " -" in text:
+            text = _COMMAND.sub(rf"\g<keep>{REDACTED}", text)
+        if "." in text:
+            text = _BOOTSTRAP.sub(_bootstrap, text)
+        return _RUN.sub(_run, _CARD.sub(_card, self._without_named(text)))
 
-    def _pair(self, match: re.Match[str]) -> str:
-        name = match["name"] or match["name2"]
-        # "key" alone is too common a word in running text to mean a secret there.
-        if name.lower() in {"key", "keys"} or not self.secret_key(name):
-            return match[0]
-        return f"{match['keep'] or match['keep2']}{REDACTED}"
+    def _without_named(self, text: str) -> str:
+        """Redact what stands under a secret name. Under another name there may be more names: `x="password=y"`."""
+        parts, copied, at = [], 0, 0
+        while named := _NAMED.search(text, at):
+            at = named.end()
+            # "key" alone is too common a word in running text to mean a secret there.
+            name = named["name"] or named["option"]
+            if name.lower() in {"key", "keys"} or not self.secret_key(name):
+                continue
+            value = (_VALUE if named["name"] else _ARGUMENT).match(text, at)
+            if value:
+                parts += [text[copied:at], REDACTED]
+                copied = at = value.end()
+        return "".join((*parts, text[copied:]))
 
 
 def _any_of(patterns: Sequence[str]) -> re.Pattern[str] | None:

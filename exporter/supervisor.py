@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from exporter.contract import EventSink, Families, Monitor, Paths, Source, Unsupported
 from exporter.load.admission import Admission
+from exporter.privacy import bounded
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ _GATHER = 0.02  # seconds between two such updates: one container's start is a d
 _HUNG = 60.0  # a heartbeat older than this many seconds is a hung monitor
 _TICK = 1.0  # longest sleep between heartbeats, in seconds
 _FAILED = "source_failed"  # the kind of error that ends a source; the other kinds are the sources' own
-_REASON = 160  # characters of a reason that are kept
+_REASON = 1024  # characters of a reason that are kept; the gate judges them and shows fewer
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class _Rung:
     def refuse(self, error: Exception, now: float) -> None:
         """Note why the rung cannot be stood on, and when to look again."""
         self.unsupported = isinstance(error, Unsupported)
-        self.reason = " ".join(str(error).split())[:_REASON] or type(error).__name__
+        self.reason = bounded(" ".join(str(error).split()), _REASON) or type(error).__name__
         self.remedy = error.remedy if isinstance(error, Unsupported) else ""
         if self.unsupported:
             self.failures, self.retry_at = 0, now + _RETRY

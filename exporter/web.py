@@ -57,8 +57,9 @@ class Application(Protocol):
 class _Client(Connection):
     """A live connection, its thread and its place in the queue of those that may be ended."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, address: str) -> None:
         super().__init__(sock)
+        self.address = address.removeprefix("::ffff:")
         self.thread: threading.Thread | None = None
         # Both are guarded by the lock of _Connections. None: a request is being answered.
         self.waiting_since: float | None = time.monotonic()
@@ -173,13 +174,15 @@ class Server:
         request_timeout: float = 10.0,
         response_timeout: float = 30.0,
         topology: Callable[[], Mapping[str, object]] | None = None,
+        answered: Callable[[str, Request, Response], None] | None = None,
     ) -> None:
         """Prepare a server; nothing is bound yet.
 
         `dropped` is called, from any thread, with the reason for each connection that was ended early: `idle` (made
         room for another), `limit` (refused, as all were busy), `slow` (sent or read too slowly), `error` (the
         application failed). Timeouts are in seconds and total: for a request's head, and for sending a response.
-        `topology` gives what is served as `/topology.json`; without it that path is not found.
+        `topology` gives what is served as `/topology.json`; without it that path is not found. `answered` is told of
+        each request with the client's address, once the response is sent; it must not block.
         """
         self.address: tuple[str, int] = ("", 0)
         self._wanted = address
@@ -189,6 +192,7 @@ class Server:
         self._response_timeout = response_timeout
         self._connections = _Connections(max_connections, dropped)
         self._topology = topology
+        self._answered = answered
         self._stopping = threading.Event()
         self._listener: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -219,7 +223,7 @@ class Server:
         """Take connections until the listener is shut down."""
         while not self._stopping.is_set():
             try:
-                sock, _ = listener.accept()
+                sock, peer = listener.accept()
             except TimeoutError:
                 continue
             except OSError as error:
@@ -229,7 +233,7 @@ class Server:
                 self._connections.make_room()
                 self._stopping.wait(0.1)
                 continue
-            self._admit(_Client(sock))
+            self._admit(_Client(sock, str(peer[0])))
 
     def _admit(self, connection: _Client) -> None:
         """Give a connection its thread, or refuse it where there is no place or no thread for it."""
@@ -287,6 +291,8 @@ class Server:
         keep = request is not None and request.keep_alive and response.status < HTTPStatus.INTERNAL_SERVER_ERROR
         body = request is None or request.method != "HEAD"
         connection.send(response, close=not keep, body=body, timeout=self._response_timeout)
+        if request is not None and self._answered is not None:
+            self._answered(connection.address, request, response)
         if request is None or request.body:
             self._connections.waiting(connection)  # it may make room again
             connection.linger()

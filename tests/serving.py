@@ -45,11 +45,16 @@ class Served:
     def __init__(self, address: str = "127.0.0.1:0", **options: float) -> None:
         self.application = Application()
         self.dropped: Counter[str] = Counter()
+        self.answered: list[tuple[str, str, int, int]] = []
+        """Client, path, status, bytes of each request that was answered."""
         self.server = Server(
             address,
             self.application,
             dropped=lambda reason: self.dropped.update([reason]),
             topology=lambda: TOPOLOGY,
+            answered=lambda client, request, response: self.answered.append(
+                (client, request.path, int(response.status), len(response.body))
+            ),
             **options,  # type: ignore[arg-type] - numbers by name
         )
         self.server.start()

@@ -91,6 +91,9 @@ class ContainerConfig(_Section):
         default=True, description="Export networks, ports, mounts, labels and environment of containers."
     )
     resource_monitoring: _On = Field(default=True, description="Export CPU, memory, disk and PIDs of containers.")
+    namespace_monitoring: _On = Field(
+        default=True, description="Export Linux namespaces by type, and processes and UID mappings of containers."
+    )
 
     @property
     def namespace_filter(self) -> Callable[[str], bool] | None:
@@ -171,7 +174,7 @@ class CniConfig(_Section):
     )
     bin_paths: tuple[_Path, ...] = Field(
         default=(Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni")),
-        description="Directories of CNI plugins; they need not exist.",
+        description="Directories of CNI plugins; they need not exist. Empty: runs of plugins are not watched.",
     )
     use_ebpf: _On = Field(default=True, description="Use eBPF where the kernel allows; else netlink and /proc.")
     use_inotify: _On = Field(default=True, description="Use inotify where it can be had; else polling.")
@@ -271,6 +274,9 @@ class Privacy(_Section):
         ),
         description="Globs of the container labels that are exported.",
     )
+    annotations: tuple[_Glob, ...] = Field(
+        default=(), description="Globs of the annotations of pods and containers that are exported."
+    )
     environment: tuple[_Glob, ...] = Field(
         default=(), description="Globs of the environment variables that are exported with their value."
     )
@@ -280,6 +286,28 @@ class Privacy(_Section):
     )
     deny_values: tuple[_Regex, ...] = Field(
         default=(), description="Further regular expressions: a value that one is found in is redacted."
+    )
+
+
+class Audit(_Section):
+    """The audit log: what was read about which container, by which monitor, and who scraped."""
+
+    path: _Path | None = Field(default=None, description="The file, a JSON line per record; empty: no audit log.")
+    max_size: Annotated[int, Size("4KiB", "1TiB")] = Field(
+        default=10 * 2**20, description="Size at which the file is set aside and a new one begun."
+    )
+    keep: Annotated[int, Whole(1, 1000)] = Field(
+        default=9, description="Files set aside that are kept, from `.1`, the youngest, on."
+    )
+    scrape_interval: Annotated[float, Duration("0s", "1h")] = Field(
+        default=60.0, description="Time over which a client's requests are added up to one record; 0s: none are."
+    )
+    events: tuple[Literal["container", "netns", "veth", "cni_run"], ...] = Field(
+        default=("container", "netns"), description="Classes of events that are recorded; empty: none."
+    )
+    max_records_per_second: Annotated[int, Whole(1, 100_000)] = Field(
+        default=100,
+        description="Records of reads and events per second, on average; 20 seconds' worth may come at once.",
     )
 
 
@@ -298,6 +326,7 @@ class Config(_Section):
     metrics: Metrics = Field(default=Metrics(), description="The metric families.")
     paths: HostPaths = Field(default=HostPaths(), description="The host's pseudo file systems.")
     privacy: Privacy = Field(default=Privacy(), description="What may leave.")
+    audit: Audit = Field(default=Audit(), description="The audit log.")
 
     @property
     def container_discovery(self) -> bool:

@@ -20,6 +20,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "hostname": (2, "string"),
         "log_directory": (3, "string"),
         "labels": (6, _LABELS),
+        "annotations": (7, _LABELS),
     },
     "RunPodSandboxRequest": {"config": (1, "PodConfig")},
     "RunPodSandboxResponse": {"pod_sandbox_id": (1, "string")},
@@ -43,6 +44,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "envs": (6, "repeated KeyValue"),
         "mounts": (7, "repeated Mount"),
         "labels": (9, _LABELS),
+        "annotations": (10, _LABELS),
         "linux": (15, "Linux"),
     },
     "CreateContainerRequest": {
@@ -60,7 +62,9 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
 }
 
 
-def pod_config(name: str, namespace: str, labels: dict[str, str] | None) -> dict[str, Any]:
+def pod_config(
+    name: str, namespace: str, labels: dict[str, str] | None, annotations: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Describe a pod as the kubelet does."""
     uid = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{namespace}/{name}"))
     standard = {"io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": namespace, "io.kubernetes.pod.uid": uid}
@@ -68,6 +72,7 @@ def pod_config(name: str, namespace: str, labels: dict[str, str] | None) -> dict
         "metadata": {"name": name, "namespace": namespace, "uid": uid, "attempt": 0},
         "hostname": name,
         "labels": {**standard, **(labels or {})},
+        "annotations": annotations or {},
     }
 
 

@@ -138,11 +138,16 @@ class Containerd:
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode()
 
-    def run_pod(self, name: str, namespace: str = "default", labels: dict[str, str] | None = None) -> str:
+    def run_pod(
+        self,
+        name: str,
+        namespace: str = "default",
+        labels: dict[str, str] | None = None,
+        annotations: dict[str, str] | None = None,
+    ) -> str:
         """Start a pod's sandbox, with its network; the answer is the sandbox's id."""
-        return str(
-            self._control().call("RunPodSandbox", {"config": pod_config(name, namespace, labels)})["pod_sandbox_id"]
-        )
+        config = pod_config(name, namespace, labels, annotations)
+        return str(self._control().call("RunPodSandbox", {"config": config})["pod_sandbox_id"])
 
     def create(  # the parameters are those of the CRI
         self,
@@ -155,6 +160,7 @@ class Containerd:
         mounts: list[dict[str, Any]] | None = None,
         memory: int = 0,
         labels: dict[str, str] | None = None,
+        annotations: dict[str, str] | None = None,
     ) -> str:
         """Create a container in a sandbox; the answer is its id."""
         standard = {
@@ -169,6 +175,7 @@ class Containerd:
             "envs": [{"key": key, "value": value} for key, value in (environment or {}).items()],
             "mounts": mounts or [],
             "labels": {**standard, **(labels or {})},
+            "annotations": annotations or {},
             "linux": {"resources": {"memory_limit_in_bytes": memory}},
         }
         request = {

@@ -82,6 +82,7 @@ def exporter_url(need: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
         settings = {
             "container_config": {"docker_socket": [str(dockerd.socket)], "container_runtimes": ["docker"]},
             "cni_config": {"bin_paths": [str(plugins)]},
+            "audit": {"path": str(tmp_path_factory.mktemp("audit") / "audit.jsonl")},
         }
         exporter = Running(tmp_path_factory.mktemp("observed"), settings).ready(60)
         with happening(pid, plugins):

@@ -19,6 +19,7 @@ GRAFANAS_OWN = {"__rate_interval"}
 
 NOT_DRAWN = {
     "cni_container_mount_info": "detail of one container, looked up and not watched",
+    "cni_container_annotation_info": "as the labels below",
     "cni_container_label_info": "there to be joined in queries of the user's own",
     "cni_container_environment_info": "detail of one container, looked up and not watched",
 }

@@ -41,7 +41,7 @@ def test_metadata_is_bounded_and_loss_counted() -> None:
     rows = Metadata(labels=("app.*",)).keep_labels(labels, shed.append)
     assert len(rows) == 64
     assert sum(shed) == 100_000 - 64
-    assert len(text("x" * 10_000_000)) == 256
+    assert len(text("x" * 10_000_000)) <= 1024
 
 
 @given(st.one_of(st.none(), st.integers(), st.floats(), st.text(st.characters()), st.lists(st.text()), st.booleans()))

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,47 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put Python's hooks for uncaught exceptions back after the test."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+
+@pytest.mark.usefixtures("hooks")
+def test_uncaught_exceptions_pass_the_gate(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python prints what nobody caught, secrets included: in a thread, in a finaliser, at the end of the program."""
+
+    class Careless:
+        def __del__(self) -> None:
+            raise ValueError(TOKEN)
+
+    def fail() -> None:
+        raise ValueError(TOKEN)
+
+    stream = io.StringIO()
+    setup("info", "logfmt", stream=stream)
+    logs.take_the_uncaught()
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    Careless()
+    sys.excepthook(ValueError, ValueError(TOKEN), None)
+    assert stream.getvalue().count("nobody caught this") == 3
+    assert TOKEN not in stream.getvalue() + "".join(capsys.readouterr())
+
+
+def test_a_secret_at_the_cut_of_a_long_message_is_not_halved() -> None:
+    """What is cut before it is judged takes its last word along, also where redaction has made room behind it."""
+    stream = io.StringIO()
+    setup("info", "logfmt", stream=stream)
+    block = "-----BEGIN X" + "-----" + "A" * 15000 + "-----END X-----"
+    logging.getLogger("exporter.test").warning("%s", block + " " + "x " * 650 + "a" * 20 + TOKEN)
+    assert "ghp_" not in stream.getvalue()
+    assert REDACTED in stream.getvalue()
 
 
 @pytest.fixture

@@ -88,6 +88,20 @@ def test_topology_is_json(served: Served) -> None:
     assert json.loads(served.get("/topology.json").read()) == TOPOLOGY
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:0", ":0"], ids=["IPv4", "both families"])
+def test_who_was_told_what_is_known(serve: Callable[..., Served], address: str) -> None:
+    """Each request that could be read is told with the client's address in its plain form, path, status and size."""
+    served = serve(address)
+    with socket.create_connection(("127.0.0.1", served.server.address[1]), timeout=10) as sock:
+        sock.sendall(b"GET /metrics?x=1 HTTP/1.1\r\nHost: h\r\n\r\nGET /no HTTP/1.1\r\nHost: h\r\n\r\nnonsense\r\n\r\n")
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(65536):
+            pass
+    assert until(lambda: len(served.answered) == 2)
+    assert served.answered[0] == ("127.0.0.1", "/metrics", 200, 12)
+    assert served.answered[1][:3] == ("127.0.0.1", "/no", 404)
+
+
 def test_unknown_path_is_not_found(served: Served) -> None:
     """404 names the paths there are."""
     response = served.get("/metrics/../etc/passwd")

@@ -37,6 +37,7 @@ _DETAILS = {
     "cni_container_port_info": "ports",
     "cni_container_mount_info": "mounts",
     "cni_container_label_info": "labels",
+    "cni_container_annotation_info": "annotations",
     "cni_container_environment_info": "environment",
 }
 

@@ -135,6 +135,7 @@ class Cri(Source):
                 sandbox=True,
                 created=item.created_at / 1e9,
                 labels=self._metadata.keep_labels(item.labels, self._shed),
+                annotations=self._metadata.keep_annotations(item.annotations, self._shed),
             )
 
     def _containers(self, items: Iterable[bytes]) -> Iterator[Record]:
@@ -153,6 +154,7 @@ class Cri(Source):
                 image=text(item.image.image),
                 created=item.created_at / 1e9,
                 labels=self._metadata.keep_labels(labels, self._shed),
+                annotations=self._metadata.keep_annotations(item.annotations, self._shed),
             )
 
     def _decoded(self, items: Iterable[bytes], kind: "type[Item]") -> "Iterator[Item]":

@@ -9,11 +9,12 @@ from fnmatch import fnmatchcase
 from itertools import islice
 
 from exporter.load.admission import CLASSES, KeptEvent
+from exporter.privacy import bounded
 
 STATES = ("created", "running", "paused", "exited", "unknown")
 LIVE = frozenset({"created", "running", "paused"})
 
-_TEXT_LIMIT = 256
+_TEXT_LIMIT = 1024  # characters that the gate judges, of which it shows fewer
 _LOOKED_AT = 1000
 """Labels or variables of a container that are looked at; whoever gives it more has other things in mind."""
 _ROWS = 64
@@ -48,6 +49,8 @@ class Record:
     """Path in the container, type, mode (ro, rw). Never the path on the host."""
     labels: Rows = ()
     """Name, value; allow-listed ones only."""
+    annotations: Rows = ()
+    """As labels; Kubernetes' own, which Docker does not have."""
     environment: Rows = ()
     """Name, value; the value is empty where it is not allow-listed."""
 
@@ -67,6 +70,8 @@ class Metadata:
     """False: names, image and state only."""
     labels: tuple[str, ...] = ()
     """Labels that are kept."""
+    annotations: tuple[str, ...] = ()
+    """Annotations that are kept."""
     environment: tuple[str, ...] = ()
     """Variables whose values are kept."""
     environment_names: bool = False
@@ -79,11 +84,11 @@ class Metadata:
 
     def keep_labels(self, labels: object, shed: Shed) -> Rows:
         """Choose from a mapping of labels; anything but a mapping has none."""
-        if not self.enabled or not self.labels or not isinstance(labels, Mapping):
-            return ()
-        shed(max(len(labels) - _LOOKED_AT, 0))
-        names = (name for name in islice(labels, _LOOKED_AT) if isinstance(name, str) and _matches(name, self.labels))
-        return kept(((name, labels[name]) for name in names), shed)
+        return self._keep(labels, self.labels, shed)
+
+    def keep_annotations(self, annotations: object, shed: Shed) -> Rows:
+        """Choose from a mapping of annotations, as from labels."""
+        return self._keep(annotations, self.annotations, shed)
 
     def keep_environment(self, entries: object, shed: Shed) -> Rows:
         """Choose from a list of `NAME=value`; a value that is not allowed is not looked at, let alone kept."""
@@ -91,6 +96,13 @@ class Metadata:
             return ()
         shed(max(len(entries) - _LOOKED_AT, 0))
         return kept((row for entry in entries[:_LOOKED_AT] for row in self._variable(entry)), shed)
+
+    def _keep(self, given: object, patterns: tuple[str, ...], shed: Shed) -> Rows:
+        if not self.enabled or not patterns or not isinstance(given, Mapping):
+            return ()
+        shed(max(len(given) - _LOOKED_AT, 0))
+        names = (name for name in islice(given, _LOOKED_AT) if isinstance(name, str) and _matches(name, patterns))
+        return kept(((name, given[name]) for name in names), shed)
 
     def _variable(self, entry: object) -> Iterable[tuple[str, str]]:
         if not isinstance(entry, str):
@@ -113,7 +125,7 @@ def text(value: object, limit: int = _TEXT_LIMIT) -> str:
     """Make a label value of what a runtime says: whole numbers and text only, bounded, without lone surrogates."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value) if value.bit_length() <= 64 else ""  # noqa: PLR2004 - no field of any runtime is wider
-    return value[:limit].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+    return bounded(value, limit).encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
