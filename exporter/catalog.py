@@ -394,6 +394,14 @@ _KERNEL = (
         ("map",),
         cap=100,
     ),
+    Family(
+        "cni_bpf_map_evictions_total",
+        "Keys put out of a map of the heaviest senders for newer ones.",
+        "kernel",
+        Kind.COUNTER,
+        ("map",),
+        cap=100,
+    ),
 )
 
 _EXPORTER = (

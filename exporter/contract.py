@@ -98,7 +98,7 @@ class Source(ABC):
         """Bring every family of the monitor up to date. An exception is a failure of the source: it is closed."""
 
     def readers(self) -> Mapping[int, Callable[[], None]]:
-        """Descriptors to poll, each with what to call when it is readable; the call may take the thread for 50 ms."""
+        """Descriptors to poll, each with what to call when it is readable; the call must not block."""
         return {}
 
     def close(self) -> None:  # noqa: B027 - nothing to release is the common case

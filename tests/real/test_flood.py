@@ -113,7 +113,7 @@ def test_a_flood_sheds_what_is_not_critical_and_nothing_else(
     need: Callable[[str], str],
     lacking: Callable[[str], None],
 ) -> None:
-    """1,000,018 drops and 3,001 execs at once: each event is in the account, most drops are lost, nothing critical is.
+    """1,000,018 drops and 3,001 execs at once: each event is in the account, most drops are sampled out, none is lost.
 
     13 namespaces, 17 veth pairs and 11 plugin runs in the midst of it are counted and told, each once, and the exporter
     keeps to its CPU limit.
@@ -143,11 +143,12 @@ def test_a_flood_sheds_what_is_not_critical_and_nothing_else(
     gained = {name: new[name] - old[name] for name in CLASSES}
     assert gained["packet_drop"]["seen"] >= SENDERS * DATAGRAMS
     assert gained["exec"]["seen"] >= 2 * EXECS
-    assert gained["packet_drop"]["lost"] > gained["packet_drop"]["handled"] > 0
-    assert not any(new[name]["lost"] for name in CRITICAL)
+    assert gained["packet_drop"]["sampled_out"] > gained["packet_drop"]["handled"] > 0
+    assert not any(account["lost"] for account in new.values())
     assert used / took < LIMIT + SLACK
-    created = Counter(event["netns"].partition(":")[0] for event in told if event["kind"] == "created")
-    assert {created[str(inode)] for inode in made} == {1}
+    created = [event["netns"] for event in told if (event["class"], event["kind"]) == ("netns", "created")]
+    assert len(created) == len(set(created))  # an inode, not the whole identity, may come again on a busy machine
+    assert made <= {int(identity.partition(":")[0]) for identity in created}
     devices = Counter(event["details"].get("device") for event in told if event["kind"] == "created")
     assert {devices[f"cnif{number}{end}"] for number in range(PAIRS) for end in ("", "p")} == {1}
     assert after.value(RUNS, plugin="true", command="ADD") == PLUGIN_RUNS

@@ -23,7 +23,7 @@ from exporter.monitors.kernel.drops import Drops
 from exporter.monitors.kernel.reader import Tables
 from exporter.monitors.kernel.tcp import Tcp
 
-COMMON = (Path(__file__).parents[2] / "bpf/common.h").read_text(encoding="utf-8")
+EVENTS = (Path(__file__).parents[2] / "bpf/events.h").read_text(encoding="utf-8")
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in (Path(__file__).parents[2] / "bpf").glob("*.c")}
 NETNS = struct.pack("=QIxxxx", 41, 4026532001)
 KEY = "4026532001:41"
@@ -73,14 +73,14 @@ def _record(class_: int, body: bytes = b"", *, kind: int = 0, ratio: int = 0xFFF
 
 def test_event_classes_are_those_of_the_programs() -> None:
     """The classes' numbers in records mean the same on both sides."""
-    names = re.search(r"enum event_class \{(.*?), CLASSES \}", COMMON, re.DOTALL)
+    names = re.search(r"enum event_class \{(.*?), CLASSES \}", EVENTS, re.DOTALL)
     assert names
     assert tuple(name.strip().lower() for name in names[1].split(",")) == programs.CLASSES
 
 
 def test_filter_bits_are_those_of_the_programs() -> None:
     """A rule of a kind sets the flag that makes the programs look into its map."""
-    bits = dict(re.findall(r"FILTER_(\w+) = (\d+)", COMMON))
+    bits = dict(re.findall(r"FILTER_(\w+) = (\d+)", EVENTS))
     assert {kind.lower(): int(bit) for kind, bit in bits.items()} == controls._BITS
 
 
@@ -355,9 +355,10 @@ def test_rules_are_written_as_the_maps_read_them() -> None:
     """Keys have the maps' widths; IPv4 prefixes are IPv6's, 96 bits longer."""
     rule = controls.Rule
     widths = {shape.name.removeprefix("filter_"): shape.key for shape in programs.COMMON.maps}
-    subjects = {"pid": 1, "comm": "curl", "prefix": "10.0.0.0/8", "port": 53, "syscall": 59, "netns": 1, "cgroup": 1}
-    for kind, subject in subjects.items():
+    subjects = {"pid": 1, "comm": "curl", "prefix": "10.0.0.0/8", "port": 53, "syscall": 59, "cgroup": 1}
+    for kind, subject in {**subjects, "netns": KEY}.items():
         assert len(controls._key(rule(kind, subject))) == widths[kind]
+    assert controls._key(rule("netns", KEY)) == NETNS
     four = controls._key(rule("prefix", "10.1.2.3/8"))
     assert four == struct.pack("=I", 104) + bytes(10) + b"\xff\xff\x0a\0\0\0"
     six = controls._key(rule("prefix", "2001:db8::/32"))
@@ -371,6 +372,8 @@ def test_rules_are_written_as_the_maps_read_them() -> None:
         controls.Rule("prefix", "10.0.0.0/99"),
         controls.Rule("port", -1),
         controls.Rule("pid", 1 << 32),
+        controls.Rule("netns", 4026532001),
+        controls.Rule("netns", "4026532001:x"),
     ],
 )
 def test_a_malformed_rule_is_refused(rule: controls.Rule) -> None:
@@ -436,13 +439,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[source.KernelSourc
     names = dict(enumerate(maps))
 
     class FakeRing:
-        def __init__(self, fd: int, handle: object) -> None:
+        def __init__(self, fd: int, handle: object = None) -> None:
             self.fd, self.handle = fd, handle
 
         def fileno(self) -> int:
             return self.fd
 
-        def consume(self) -> int:
+        def consume(self, _: int) -> int:
             return 0
 
         def close(self) -> None:
@@ -451,6 +454,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[source.KernelSourc
     monkeypatch.setattr(bpf, "Map", lambda fd: maps[names[fd]])
     monkeypatch.setattr(bpf, "Ring", FakeRing)
     monkeypatch.setattr(bpf, "cpus", lambda: 1)
+    monkeypatch.setattr(source, "Bell", FakeRing)
     manifest = handover.Manifest(
         [handover.Standing("drops", "kfree_skb", "tp_btf", attached=True, fallback=False)],
         maps={name: number for number, name in names.items()},

@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from exporter.contract import Monitor, Source
 from exporter.host import btf
+from exporter.monitors.kernel.consumer import Tally
 from exporter.monitors.kernel.handover import PREFIX, Manifest, Standing, receive
 from exporter.monitors.kernel.programs import PROGRAMS
 from exporter.monitors.kernel.shapes import Settings
@@ -37,10 +37,8 @@ class Programs:
     manifest: Manifest
     started: float = 0.0
     """Seconds from the call of `load` until everything was attached."""
-    handled: Counter[str] = field(default_factory=Counter)
-    """Events handled so far, by class; it outlives the sources that count."""
-    lags: dict[str, list[float]] = field(default_factory=dict)
-    """Histograms of the time from event to handling, by class, likewise."""
+    tally: Tally = field(default_factory=Tally)
+    """What became of the events so far."""
     closed: bool = False
 
     @property

@@ -1,21 +1,28 @@
-"""What steers events in the kernel: ratios by class, and filter rules.
+"""What steers events in the kernel: ratios by class, rules about subjects; and what the kernel counted of them.
 
 Flows in: decisions of whoever manages load. Flows out: entries of maps that the programs look at before they touch a
-ring. Map updates by descriptor need no capability (Linux 5.19).
+ring, and counts by class and key. Map calls by descriptor need no capability (Linux 5.19). One thread calls.
 """
 
+import errno
+import heapq
 import ipaddress
 import struct
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from exporter.host.bpf import Map
+from exporter.monitors.kernel.events import address, netns_key
 from exporter.monitors.kernel.shapes import CLASSES
 
-_RULE = struct.Struct("=IIQ")  # struct rule: classes, ratio, matches
+_RULE = struct.Struct("=IIII16I")  # struct rule: masks thins, instead, learned; slot; ratios
+_NETNS = struct.Struct("=QIxxxx")  # struct netns_id: cookie, inum
 _ALL = 0xFFFFFFFF
-_BITS = {  # enum filter of common.h, in its order
+_WRAP = 1 << 32
+_BITS = {  # enum filter of events.h, in its order
     "pid": 1,
     "comm": 2,
     "prefix": 4,
@@ -24,29 +31,85 @@ _BITS = {  # enum filter of common.h, in its order
     "netns": 32,
     "cgroup": 64,
 }
+_COUNTING = {"netns": 1 << 16, "comm": 1 << 17, "prefix": 1 << 18}  # enum counting
+_COUNT_QUOTA = 1 << 19
+_QUOTA = 2  # slot of the map constants
+_COUNTED = CLASSES[3:]  # FIRST_COUNTED: critical classes are never thinned by key
+_HEAVIEST = 64  # keys of a kind and class that are told
+_ACCOUNT = ("seen", "filtered", "sampled_out", "lost")  # struct account
 KINDS = tuple(_BITS)
 """What a rule can be about: the map is called filter_KIND."""
+COUNTED_KINDS = tuple(_COUNTING)
+"""By what keys the kernel can count: the map is called load_KIND."""
+
+Key = tuple[str, str]
+"""Kind and subject, as in a rule: ("netns", "4026532001:41"), ("comm", "nginx"), ("prefix", "192.0.2.7")."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Events of these classes that have to do with the subject are thinned to a share; 0 leaves all out."""
+    """What is to become of the events of these classes that have to do with the subject."""
 
     kind: str
     subject: str | int
-    """PID, port, number of a system call, inode of a network namespace, id of a cgroup, command, or address prefix."""
+    """PID, port, number of a system call, id of a cgroup (inode of its directory), network namespace (`inode:cookie`,
+    as in the families), address or prefix, command (its first 15 bytes; such as are no UTF-8 as in os.fsdecode)."""
     classes: tuple[str, ...] = CLASSES
     ratio: float = 0.0
+    """Share that is kept, 0 to 1; 0 of a configured rule filters."""
+    origin: Literal["configured", "learned"] = "configured"
+    """`configured`: thins what the class' ratio leaves. `learned`: a ceiling for the class' ratio, for events of which
+    no configured rule says anything. Of several that match, the lowest holds."""
+    instead: bool = False
+    """Configured: the ratio stands in place of the class' ratio and is not changed by it."""
+    expires: float = float("inf")
+    """Seconds of the clock that `apply` is called with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What happened since the counts before. All of it is counted before sampling; nothing is estimated."""
+
+    seen: Mapping[str, int]
+    filtered: Mapping[str, int]
+    sampled_out: Mapping[str, int]
+    lost: Mapping[str, int]
+    """Events per class."""
+    keys: Mapping[str, Mapping[Key, int]] = field(default_factory=dict)
+    """Events per class, after filters, of its heaviest keys: at most 64 of each kind. Critical classes have none."""
+    ring: float = 0.0
+    """How full the ring was at most, 0 to 1; 0 below an eighth."""
 
 
 class Controls:
-    """Writes ratios and rules. One thread writes."""
+    """Writes ratios and rules, reads counts."""
 
-    def __init__(self, maps: Mapping[str, int]) -> None:
-        """Open the maps of a manifest by their descriptors. Raises OSError."""
+    def __init__(self, maps: Mapping[str, int], counted: Iterable[str] = (), quota: int = 0) -> None:
+        """Open the maps of a manifest by their descriptors and begin to count by these kinds of keys.
+
+        `quota`: events per second of a network namespace and CPU from which on the namespace is thinned in the same
+        second, to half, a quarter, …, 1/64 as it sends twice, four times, … as many; 0: no such limit; else `netns` is
+        counted. Raises OSError, ValueError for a kind that is not in COUNTED_KINDS.
+        """
         self._ratios, self._filters = Map(maps["ratios"]), Map(maps["filters"])
+        self._account, self._fullest = Map(maps["account"]), Map(maps["fullest"])
         self._maps = {kind: Map(maps[f"filter_{kind}"]) for kind in KINDS}
-        self._rules: dict[tuple[str, bytes], Rule] = {}
+        self._matches = Map(maps["rule_matches"])
+        self._ring = Map(maps["events"]).capacity
+        self._entries: dict[tuple[str, bytes], bytes] = {}
+        self._slots: dict[tuple[str, bytes], int] = {}
+        self._free = list(range(self._matches.capacity))
+        self._rules: tuple[Rule, ...] = ()
+        kinds = dict.fromkeys((*counted, *(["netns"] if quota else [])))
+        if not kinds.keys() <= _COUNTING.keys():
+            raise ValueError(f"keys are counted by {', '.join(COUNTED_KINDS)}, not by {', '.join(kinds)}")
+        self._loads = {kind: _Loads(kind, Map(maps[f"load_{kind}"])) for kind in kinds}
+        self._totals = self._read_account()
+        Map(maps["constants"]).put(_u32(_QUOTA), quota.to_bytes(8, sys.byteorder))
+        self._counting = sum(_COUNTING[kind] for kind in kinds) + (_COUNT_QUOTA if quota else 0)
+        self._flag()
+
+    # What is written.
 
     def set_ratio(self, class_: str, ratio: float) -> None:
         """Keep this share (0 to 1) of a class' events. Raises ValueError for an unknown class or share."""
@@ -57,40 +120,144 @@ class Controls:
         raw = int.from_bytes(self._ratios.get(_u32(_class(class_))) or bytes(4), sys.byteorder)
         return 1.0 if raw == _ALL else raw / 2**32
 
-    def add(self, rule: Rule) -> None:
-        """Put a rule in force, in place of one about the same subject.
+    def apply(self, ratios: Mapping[str, float], rules: Iterable[Rule], now: float = 0.0) -> list[tuple[Rule, str]]:
+        """Put ratios by class in force, and these rules in place of all others, but for those that have expired.
 
-        Raises ValueError for a malformed rule, OSError where its map is full (1,024 rules of a kind).
+        The answer is the rules that could not be put in force, each with the reason: it is malformed, or 1,024 of its
+        kind are in force already. Raises ValueError for a class that is not known, OSError.
         """
-        key = _key(rule)
-        mask = sum(1 << _class(class_) for class_ in set(rule.classes))
-        self._maps[rule.kind].put(key, _RULE.pack(mask, _in_32_bits(rule.ratio), 0))
-        self._rules[rule.kind, key] = rule
+        for class_, ratio in ratios.items():
+            self.set_ratio(class_, ratio)
+        refused: list[tuple[Rule, str]] = []
+        wanted: dict[tuple[str, bytes], list[Rule]] = defaultdict(list)
+        for rule in rules:
+            if rule.expires <= now:
+                continue
+            try:
+                _in_32_bits(rule.ratio)
+                all(map(_class, rule.classes))
+                wanted[rule.kind, _key(rule)].append(rule)
+            except ValueError as error:
+                refused.append((rule, str(error)))
+        for entry in self._slots.keys() - wanted.keys():
+            self._drop(entry)
+        for entry, about in wanted.items():
+            try:
+                self._write(entry, about)
+            except OSError as error:
+                refused += [(rule, f"there are too many rules of kind {rule.kind}: {error.strerror}") for rule in about]
+                self._drop(entry)
+        self._rules = tuple(rule for entry in self._slots for rule in wanted[entry])
         self._flag()
+        return refused
 
-    def remove(self, rule: Rule) -> None:
-        """Take a rule out of force; one that is not in force is no error."""
-        key = _key(rule)
-        self._maps[rule.kind].delete(key)
-        self._rules.pop((rule.kind, key), None)
-        self._flag()
+    def _write(self, entry: tuple[str, bytes], rules: Iterable[Rule]) -> None:
+        """Write what is said about one subject, where it is news. Raises OSError where there is no room."""
+        if entry not in self._slots:
+            if not self._free:
+                raise OSError(errno.E2BIG, f"{self._matches.capacity} rules are in force")
+            self._slots[entry] = self._free.pop()
+            _clear(self._matches, self._slots[entry])
+        value = _packed(rules, self._slots[entry])
+        if self._entries.get(entry) != value:
+            self._maps[entry[0]].put(entry[1], value)
+            self._entries[entry] = value
 
-    def matches(self) -> dict[Rule, int]:
-        """Give the rules in force, each with how many events it met."""
-        found = {}
-        for (kind, key), rule in self._rules.items():
-            value = self._maps[kind].get(key)
-            found[rule] = _RULE.unpack(value)[2] if value else 0
-        return found
+    def _drop(self, entry: tuple[str, bytes]) -> None:
+        if self._entries.pop(entry, None):
+            self._maps[entry[0]].delete(entry[1])
+        if entry in self._slots:
+            self._free.append(self._slots.pop(entry))
 
     def _flag(self) -> None:
         """Tell the programs which maps are worth a look."""
-        bits = sum(_BITS[kind] for kind in {kind for kind, _ in self._rules})
-        self._filters.put(bytes(4), _u32(bits))
+        bits = sum(_BITS[kind] for kind in {kind for kind, _ in self._entries})
+        self._filters.put(bytes(4), _u32(bits | self._counting))
+
+    # What is read.
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules in force."""
+        return self._rules
+
+    def matches(self) -> dict[Rule, int]:
+        """Give the rules in force, each with how many events its subject's rules of its origin met."""
+        found = {}
+        for rule in self._rules:
+            value = self._matches.get(_u32(self._slots[rule.kind, _key(rule)])) or b""
+            configured, learned = self._matches.total(value)
+            found[rule] = configured if rule.origin == "configured" else learned
+        return found
+
+    def fill(self) -> float:
+        """Say how full the ring was at most since the last `observe`, 0 to 1; 0 below an eighth."""
+        value = self._fullest.get(bytes(4)) or bytes(8)
+        used = max(memoryview(value).cast("Q").tolist())
+        return min(1.0, float(used / self._ring))
+
+    def observe(self) -> Counts:
+        """Say what happened since it was asked last; the first time, since the controls were made."""
+        before, self._totals = self._totals, self._read_account()
+        account = {
+            name: {class_: total[number] - before[class_][number] for class_, total in self._totals.items()}
+            for number, name in enumerate(_ACCOUNT)
+        }
+        keys: dict[str, dict[Key, int]] = {class_: {} for class_ in _COUNTED}
+        for loads in self._loads.values():
+            for class_, heaviest in loads.gained().items():
+                keys[class_] |= heaviest
+        ring = self.fill()
+        _clear(self._fullest, 0)
+        return Counts(**account, keys=keys, ring=ring)
+
+    def _read_account(self) -> dict[str, tuple[int, ...]]:
+        return {
+            class_: self._account.total(self._account.get(_u32(number)) or b"") for number, class_ in enumerate(CLASSES)
+        }
+
+
+class _Loads:
+    """Reads the counts by one kind of key. They wrap at 32 bits, and begin anew for a key that was put out."""
+
+    def __init__(self, kind: str, map_: Map) -> None:
+        self._kind, self._map = kind, map_
+        self._before: dict[bytes, tuple[bytes, tuple[int, ...]]] = {}
+        self.gained()  # what was counted for somebody before
+
+    def gained(self) -> dict[str, dict[Key, int]]:
+        """Give what each class' heaviest keys sent since the last call. What has not changed is not even added up."""
+        gains: list[list[tuple[int, bytes]]] = [[] for _ in _COUNTED]
+        read = {}
+        for key, value in self._map.items():
+            raw, counts = self._before.get(key, (b"", (0,) * len(_COUNTED)))
+            if raw != value:
+                before, counts = counts, self._counts(value)
+                gain = [(new - old) % _WRAP for new, old in zip(counts, before, strict=True)]
+                if max(gain) >= _WRAP // 2:  # no key sends 2^31 events in between: it was put out, and came back
+                    gain = list(counts)
+                for number, amount in enumerate(gain):
+                    if amount:
+                        gains[number].append((amount, key))
+            read[key] = value, counts
+        self._before = read
+        return {
+            class_: {(self._kind, _subject(self._kind, key)): amount for amount, key in heapq.nlargest(_HEAVIEST, gain)}
+            for class_, gain in zip(_COUNTED, gains, strict=True)
+        }
+
+    def _counts(self, value: bytes) -> tuple[int, ...]:
+        words = memoryview(value).cast("I")
+        return tuple(sum(words[number :: self._map.value_size // 4]) % _WRAP for number in range(len(_COUNTED)))
 
 
 def _u32(number: int) -> bytes:
     return number.to_bytes(4, sys.byteorder)
+
+
+def _clear(array: Map, slot: int) -> None:
+    """Write zeros for every CPU."""
+    array.put(_u32(slot), bytes(len(array.get(_u32(slot)) or b"")))
 
 
 def _class(name: str) -> int:
@@ -106,20 +273,49 @@ def _in_32_bits(ratio: float) -> int:
     return min(_ALL, round(ratio * 2**32))
 
 
+def _packed(rules: Iterable[Rule], slot: int) -> bytes:
+    """Write struct rule: per class the lowest of the configured rules, else of the learned ones."""
+    masks = {"thins": 0, "instead": 0, "learned": 0}
+    ratios = [0] * 16
+    # The last one written holds: so learned before configured, and of each the lowest last.
+    for rule in sorted(rules, key=lambda rule: (rule.origin == "configured", -rule.ratio)):
+        sort = "learned" if rule.origin == "learned" else "instead" if rule.instead else "thins"
+        for number in map(_class, rule.classes):
+            masks = {name: mask & ~(1 << number) for name, mask in masks.items()}
+            masks[sort] |= 1 << number
+            ratios[number] = _in_32_bits(rule.ratio)
+    return _RULE.pack(*masks.values(), slot, *ratios)
+
+
 def _key(rule: Rule) -> bytes:
     """Write a rule's subject as its map's key. Raises ValueError."""
     if rule.kind not in KINDS:
         raise ValueError(f"{rule.kind} is no kind of rule: {', '.join(KINDS)}")
     if rule.kind == "comm":
-        return str(rule.subject).encode()[:15].ljust(16, b"\0")
+        return str(rule.subject).encode(errors="surrogateescape")[:15].ljust(16, b"\0")
     if rule.kind == "prefix":
         network = ipaddress.ip_network(str(rule.subject), strict=False)
         if isinstance(network, ipaddress.IPv4Network):
-            address = b"\0" * 10 + b"\xff\xff" + network.network_address.packed
-            return _u32(network.prefixlen + 96) + address
+            mapped = b"\0" * 10 + b"\xff\xff" + network.network_address.packed
+            return _u32(network.prefixlen + 96) + mapped
         return _u32(network.prefixlen) + network.network_address.packed
+    if rule.kind == "netns":
+        inode, _, cookie = str(rule.subject).partition(":")
+        return _NETNS.pack(_number(rule, cookie, 8), _number(rule, inode, 4))
     width = 8 if rule.kind == "cgroup" else 4
-    number = int(rule.subject)
-    if not 0 <= number < 1 << 8 * width:
-        raise ValueError(f"{rule.subject} is no {rule.kind}")
-    return number.to_bytes(width, sys.byteorder)
+    return _number(rule, rule.subject, width).to_bytes(width, sys.byteorder)
+
+
+def _number(rule: Rule, text: str | int, width: int) -> int:
+    if not str(text).isdecimal() or int(text) >= 1 << 8 * width:
+        raise ValueError(f"{rule.subject} is no {rule.kind}{' (inode:cookie)' if rule.kind == 'netns' else ''}")
+    return int(text)
+
+
+def _subject(kind: str, key: bytes) -> str:
+    """Read a map's key as a rule has it."""
+    if kind == "netns":
+        return netns_key(*_NETNS.unpack(key))
+    if kind == "comm":
+        return key.partition(b"\0")[0].decode(errors="surrogateescape")
+    return address(key[4:])

@@ -1,4 +1,4 @@
-"""Records of the rings as typed events. The layout is struct event of common.h; a body is its program's own.
+"""Records of the rings as typed events. The layout is struct event of events.h; a body is its program's own.
 
 Flows in: bytes of one record. Flows out: an `Event`, its body decoded when it is asked for.
 """
@@ -61,8 +61,13 @@ def decode(record: bytes) -> Event:
     time, cookie, inum, class_, kind, size, ratio, pid, comm = HEAD.unpack_from(record)
     if class_ >= len(CLASSES) or size != len(record):
         raise ValueError(f"a record of class {class_} says {size} bytes and has {len(record)}")
-    weight = 1.0 if ratio in (_ALL, 0) else 2**32 / ratio
-    return Event(time, netns_key(cookie, inum), CLASSES[class_], kind, weight, pid, text(comm), record[HEAD.size :])
+    netns = netns_key(cookie, inum)
+    return Event(time, netns, CLASSES[class_], kind, weight(ratio), pid, text(comm), record[HEAD.size :])
+
+
+def weight(ratio: int) -> float:
+    """Give how many events a record with this ratio (of the head) stands for."""
+    return 1.0 if ratio in (_ALL, 0) else 2**32 / ratio
 
 
 def text(raw: bytes) -> str:

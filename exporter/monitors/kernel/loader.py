@@ -200,6 +200,7 @@ class Loader:
         defines: dict[str, object] = {f"HAVE_{path.replace('.', '_')}": 1 for path in self._members}
         for number, (name, fd) in enumerate(self._maps.items()):
             defines |= {f"MAP_FD_{name}": fd, f"MAP_ID_{name}": number}
+            defines[f"MAP_ENTRIES_{name}"] = f"{shapes[name].capacity(self._settings)}U"
             defines |= {f"MAP_KEY_{name}": shapes[name].key, f"MAP_VALUE_{name}": shapes[name].value}
         for program in programs:
             defines |= program.constants(self._settings, numbers)

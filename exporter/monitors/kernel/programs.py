@@ -15,6 +15,7 @@ from exporter.monitors.kernel.shapes import (
     HASH,
     LPM_TRIE,
     LRU_HASH,
+    LRU_PERCPU_HASH,
     PERCPU_ARRAY,
     PERCPU_HASH,
     RINGBUF,
@@ -26,8 +27,13 @@ from exporter.monitors.kernel.shapes import (
     Settings,
 )
 
-_RULE = 16  # bytes of struct rule
+_RULE = 80  # bytes of struct rule
 _RULES = 1024
+_RULE_SLOTS = 4096  # rules of all kinds together
+LOADS = ("load_netns", "load_comm", "load_prefix")
+"""Maps that count by key, and put the least recently used key out when they are full."""
+_LOAD = 32  # bytes of struct key_load
+_KEYS = 1024  # heavy keys of a kind: the least recently used goes
 
 
 def _entries(settings: Settings) -> int:
@@ -45,6 +51,7 @@ COMMON = Program(
         MapShape("namespaces", HASH, 16, 16, _entries),
         MapShape("constants", ARRAY, 4, 8, 8),
         MapShape("insert_failures", PERCPU_ARRAY, 4, 8, 64),
+        MapShape("inserts", PERCPU_ARRAY, 4, 8, 64),
         MapShape("account", PERCPU_ARRAY, 4, 40, len(CLASSES)),
         MapShape("ratios", ARRAY, 4, 4, len(CLASSES)),
         MapShape("filters", ARRAY, 4, 4, 1),
@@ -53,8 +60,14 @@ COMMON = Program(
         MapShape("filter_prefix", LPM_TRIE, 20, _RULE, _RULES),
         MapShape("filter_port", HASH, 4, _RULE, _RULES),
         MapShape("filter_syscall", HASH, 4, _RULE, _RULES),
-        MapShape("filter_netns", HASH, 4, _RULE, _RULES),
+        MapShape("filter_netns", HASH, 16, _RULE, _RULES),
         MapShape("filter_cgroup", HASH, 8, _RULE, _RULES),
+        MapShape("rule_matches", PERCPU_ARRAY, 4, 16, _RULE_SLOTS),
+        MapShape("load_netns", LRU_PERCPU_HASH, 16, _LOAD, _KEYS),
+        MapShape("load_comm", LRU_PERCPU_HASH, 16, _LOAD, _KEYS),
+        MapShape("load_prefix", LRU_PERCPU_HASH, 20, _LOAD, _KEYS),
+        MapShape("load_fresh", ARRAY, 4, _LOAD, 1),
+        MapShape("fullest", PERCPU_ARRAY, 4, 8, 1),
         MapShape("events", RINGBUF, 0, 0, lambda settings: settings.ring_bytes),
         MapShape("lifecycle", RINGBUF, 0, 0, lambda settings: settings.lifecycle_bytes),
     ),

@@ -4,9 +4,8 @@ Flows in: the program's maps, and the records of its classes. Flows out: snapsho
 """
 
 import sys
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,35 +18,6 @@ Snapshot = dict[str, dict[Key, float]]
 """Family, key, value."""
 Histograms = dict[str, dict[Key, Sequence[float]]]
 """Family, key, counts per bucket (not cumulative; the last is +Inf's) and then the sum."""
-
-
-_REST = 0.05  # seconds: longer would keep the other descriptors of the thread waiting
-
-
-@dataclass(slots=True)
-class Pace:
-    """Holds a piece of a thread's work to a share of a processor: each time it is done, a rest is due.
-
-    What is not taken out of a ring meanwhile the kernel loses and counts, which costs less than to read it.
-    """
-
-    share: float = 1.0
-    """Of one processor, above 0; from 1 on there is no rest."""
-    spent: Callable[[], float] = time.thread_time
-    """CPU seconds of the calling thread."""
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    _until: float = 0.0
-
-    def work(self, piece: Callable[[], object]) -> None:
-        """Do the work, or rest where a rest is due, at most 50 ms. Raises what `piece` raises."""
-        due = self._until - self.clock()
-        if due > 0:
-            self.sleep(min(due, _REST))
-            return
-        began = self.spent()
-        piece()
-        self._until = self.clock() + (self.spent() - began) * max(0.0, 1 / self.share - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Flows in: nothing. Flows out: the types that `programs` fills and that the loade
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, RINGBUF = 1, 2, 5, 6, 9, 11, 27
+HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH, LPM_TRIE, RINGBUF = 1, 2, 5, 6, 9, 10, 11, 27
 """Map types, enum bpf_map_type of include/uapi/linux/bpf.h."""
 
 
@@ -106,4 +106,4 @@ CLASSES = (
     *("netns", "veth", "cni_run", "packet_drop", "tcp_fault"),
     *("exec", "connection", "connection_close", "syscall"),
 )
-"""Event classes, in the order of enum event_class in common.h."""
+"""Event classes, in the order of enum event_class in events.h."""

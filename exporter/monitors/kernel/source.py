@@ -7,24 +7,23 @@ each event to the tap, if there is one. A new program adds its reader to `READER
 import ctypes
 import struct
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from exporter.catalog import FAMILIES
 from exporter.contract import Context, Key, Source, Unsupported
 from exporter.host import bpf
 from exporter.load.admission import CLASSES as PRIORITIES
 from exporter.load.admission import KeptEvent
 from exporter.monitors.kernel.cni import Cni
+from exporter.monitors.kernel.consumer import Bell
 from exporter.monitors.kernel.departed import Departed, inhabited
 from exporter.monitors.kernel.drops import Drops
 from exporter.monitors.kernel.events import Event, decode
 from exporter.monitors.kernel.lifecycle import Lifecycle
 from exporter.monitors.kernel.process import Process, Syscalls
-from exporter.monitors.kernel.programs import PROGRAMS
-from exporter.monitors.kernel.reader import Histograms, Pace, Reader, Snapshot, Tables
+from exporter.monitors.kernel.programs import LOADS, PROGRAMS
+from exporter.monitors.kernel.reader import Histograms, Reader, Snapshot, Tables
 from exporter.monitors.kernel.shapes import CLASSES, HASH, PERCPU_HASH
 from exporter.monitors.kernel.tcp import Tcp
 
@@ -37,9 +36,8 @@ READERS: tuple[type[Reader], ...] = (Drops, Tcp, Lifecycle, Cni, Process, Syscal
 Tap = Callable[[Event, Reader | None], None]
 """Gets each event, with the reader that knows its details."""
 
-_LAG = FAMILIES["cni_events_lag_seconds"].buckets
+_BATCH = 8192  # records that are taken out of a ring at once, before anything else is looked at
 _NETNS = 16  # bytes of struct netns_id
-_PIECE = 128  # records read at once: some milliseconds
 _HASHES = frozenset({HASH, PERCPU_HASH})  # of those that can be full: an LRU map makes room for itself
 
 
@@ -51,9 +49,11 @@ class KernelSource(Source):
     def __init__(self, programs: "Programs", tap: Tap | None = None, share: float = 1.0) -> None:
         """Keep the programs; nothing is opened yet. Events, critical ones aside, may cost `share` of a processor."""
         self._programs = programs
-        self._tap = tap or self._tell
-        self._paces = (Pace(), Pace(share))  # of the rings: nothing keeps critical events waiting
-        self._rings: list[bpf.Ring] = []
+        self._share = share
+        self._tap = tap
+        self._rings: dict[str, bpf.Ring] = {}
+        self._bell: Bell | None = None
+        self._evicted: dict[str, int] = {}
 
     def open(self, context: Context) -> None:
         """Open maps and rings by their descriptors. Raises Unsupported where nothing is attached, OSError."""
@@ -71,21 +71,27 @@ class KernelSource(Source):
             make(self._tables) for make in READERS if any(map(self._tables.attached, probes[make.program]))
         ]
         self._by_class = {class_: reader for reader in self._readers for class_ in reader.classes}
+        self._handling = {c for c, reader in self._by_class.items() if type(reader).handle is not Reader.handle}
         self._departed = Departed(time.monotonic, partial(inhabited, context.paths.procfs))
         for name in rings:
-            self._rings.append(bpf.Ring(manifest.maps[name], self._take))
+            self._rings[name] = bpf.Ring(manifest.maps[name], self._take)
+        self._bell = Bell(manifest.maps["events"], self._share)
 
     def readers(self) -> Mapping[int, Callable[[], None]]:
-        """Read a ring when it holds records."""
-        pieces = {ring.fileno(): partial(ring.consume, _PIECE) for ring in self._rings}
-        return {fd: partial(pace.work, piece) for (fd, piece), pace in zip(pieces.items(), self._paces, strict=False)}
+        """Read critical records at once, the others in batches."""
+        readers: dict[int, Callable[[], None]] = {}
+        if self._bell:
+            readers[self._rings["lifecycle"].fileno()] = self._hurry
+            readers[self._bell.fileno()] = partial(self._listen, self._bell)
+        return readers
 
     def update(self) -> None:
         """Read everything."""
         snapshot: Snapshot = {}
         histograms: Histograms = {}
-        for ring in self._rings:
-            ring.consume()
+        for ring in self._rings.values():
+            self._consume(ring)
+        self._programs.tally.settle()
         gone = set(self._tables.gone)
         for reader in self._readers:
             snapshot |= reader.snapshot()
@@ -93,33 +99,52 @@ class KernelSource(Source):
         aliases = self._aliases()
         self._look_for_departed(aliases, snapshot)
         snapshot |= aliases | self._account() | standings(self._programs) | self._costs() | self._fill()
-        histograms["cni_events_lag_seconds"] = {(class_,): list(lag) for class_, lag in self._programs.lags.items()}
+        lags = self._programs.tally.lags
+        histograms["cni_events_lag_seconds"] = {(class_,): lag for class_, lag in lags.items()}
         self.context.families.replace(snapshot)
         self.context.families.replace_histograms(histograms)
         self._purge(gone)
 
     def close(self) -> None:
         """Unmap the rings."""
-        for ring in self._rings:
+        if self._bell:
+            self._bell.close()
+            self._bell = None
+        for ring in self._rings.values():
             ring.close()
         self._rings.clear()
 
+    def _hurry(self) -> None:
+        """Empty the ring of critical records."""
+        self._consume(self._rings["lifecycle"])
+
+    def _listen(self, bell: Bell) -> None:
+        """Empty the ring where it is time to."""
+        if bell.due():
+            before = self._programs.tally.busy
+            wholly = self._consume(self._rings["events"]) < _BATCH
+            bell.emptied(wholly=wholly, spent=self._programs.tally.busy - before)
+
+    def _consume(self, ring: bpf.Ring) -> int:
+        started = time.thread_time()
+        count = ring.consume(_BATCH)
+        self._programs.tally.busy += time.thread_time() - started
+        return count
+
     def _take(self, address: int, size: int) -> None:
-        """Handle one record of a ring."""
+        """Handle one record of a ring. A flood passes here: what nobody looks into is counted, and that is all."""
         try:
-            event = decode(ctypes.string_at(address, size))
+            class_ = self._programs.tally.count(address, size, time.monotonic_ns())
         except ValueError as error:
             self.context.error("record", str(error))
             return
-        self._programs.handled[event.class_] += 1
-        lag = max(0.0, (time.monotonic_ns() - event.time) / 1e9)
-        lags = self._programs.lags.setdefault(event.class_, [0.0] * (len(_LAG) + 2))
-        lags[bisect_left(_LAG, lag)] += 1
-        lags[-1] += lag
-        reader = self._by_class.get(event.class_)
+        if not (class_ in self._handling or self._tap or self.context.events.wanted):
+            return
+        event = decode(ctypes.string_at(address, size))
+        reader = self._by_class.get(class_)
         if reader:
             reader.handle(event)
-        self._tap(event, reader)
+        (self._tap or self._tell)(event, reader)
 
     def _tell(self, event: Event, reader: Reader | None) -> None:
         """Pass an event on to those who watch, if anybody does."""
@@ -177,7 +202,7 @@ class KernelSource(Source):
             families["cni_events_filtered_total"][class_,] = float(filtered)
             families["cni_events_sampled_out_total"][class_,] = float(sampled_out)
             families["cni_events_lost_total"][class_, "kernel_reserve"] = float(lost)
-            families["cni_events_handled_total"][class_,] = float(self._programs.handled[class_])
+            families["cni_events_handled_total"][class_,] = float(self._programs.tally.handled[class_])
         return families
 
     def _costs(self) -> Snapshot:
@@ -198,19 +223,25 @@ class KernelSource(Source):
         }
 
     def _fill(self) -> Snapshot:
-        """Say how full the maps are, and what did not fit."""
+        """Say how full the maps are, what did not fit, and what was put out for something newer."""
         hashes = {name: map_ for name, map_ in self._tables.maps.items() if map_.type in _HASHES}
-        failures: dict[Key, float] = {}
-        counter = self._tables.maps["insert_failures"]
-        for name in hashes:
-            number = self._programs.manifest.map_numbers[name]
-            value = counter.get(number.to_bytes(4, "little"))
-            failures[name,] = float(counter.total(value)[0]) if value else 0.0
+        for name in LOADS:  # nobody else takes anything out of these
+            evicted = self._raised("inserts", name) - self._tables.maps[name].length()
+            self._evicted[name] = max(evicted, self._evicted.get(name, 0))
         return {
             "cni_bpf_map_entries": {(name,): float(map_.length()) for name, map_ in hashes.items()},
             "cni_bpf_map_capacity": {(name,): float(map_.capacity) for name, map_ in hashes.items()},
-            "cni_bpf_map_insert_failures_total": failures,
+            "cni_bpf_map_insert_failures_total": {
+                (name,): float(self._raised("insert_failures", name)) for name in hashes
+            },
+            "cni_bpf_map_evictions_total": {(name,): float(count) for name, count in self._evicted.items()},
         }
+
+    def _raised(self, counter: str, name: str) -> int:
+        """Read what the programs have counted for a map."""
+        counts = self._tables.maps[counter]
+        value = counts.get(self._programs.manifest.map_numbers[name].to_bytes(4, "little"))
+        return counts.total(value)[0] if value else 0
 
 
 class Standings(Source):
