@@ -404,6 +404,70 @@ _KERNEL = (
     ),
 )
 
+_CONFIGURATIONS = (
+    Family(
+        "cni_config_info",
+        "A CNI configuration file: its network, its plugins in order, its version and the checksum of its content.",
+        "cni_config",
+        labels=("file", "network", "plugins", "cni_version", "sha256"),
+    ),
+    Family(
+        "cni_config_valid",
+        "1 where the file is a configuration that pods can be given; 0 where it is not.",
+        "cni_config",
+        labels=("file",),
+    ),
+    Family(
+        "cni_config_problem_info",
+        "Why a configuration file is invalid or cannot be read, and where.",
+        "cni_config",
+        labels=("file", "problem", "line", "column"),
+    ),
+    Family(
+        "cni_config_active",
+        "1 where the container runtime uses the file for new pods, by its own rule of choice.",
+        "cni_config",
+        labels=("file",),
+    ),
+    Family(
+        "cni_config_changes_total",
+        "Changes of the content of configuration files.",
+        "cni_config",
+        Kind.COUNTER,
+        ("directory", "operation"),
+    ),
+    Family(
+        "cni_config_last_change_timestamp_seconds",
+        "When the content of a file last changed; before the first change that was seen: when the newest was written.",
+        "cni_config",
+        labels=("directory",),
+    ),
+    Family(
+        "cni_config_watch_overflows_total",
+        "How often events of the watched directories were lost, so that all of them had to be read again.",
+        "cni_config",
+        Kind.COUNTER,
+    ),
+    Family(
+        "cni_config_rescans_total",
+        "How often everything was read again because events were lost, or to be sure that none was missed.",
+        "cni_config",
+        Kind.COUNTER,
+    ),
+    Family(
+        "cni_config_plugin_available",
+        "1 where a plugin that a configuration names is in a plugin directory and can be started.",
+        "cni_config",
+        labels=("plugin",),
+    ),
+    Family(
+        "cni_ipam_addresses",
+        "Addresses of a pool of the plugin host-local: used (leased) and free; together they are its size.",
+        "cni_config",
+        labels=("network", "subnets", "state"),
+    ),
+)
+
 _EXPORTER = (
     Family(
         "cni_exporter_build_info", "The running build.", "exporter", labels=("version", "revision", "python_version")
@@ -544,5 +608,5 @@ _EXPORTER = (
 )
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (*_RUNTIMES, *_NAMESPACES, *_LINKS, *_KERNEL, *_EXPORTER)
+    family.name: family for family in (*_RUNTIMES, *_NAMESPACES, *_LINKS, *_KERNEL, *_CONFIGURATIONS, *_EXPORTER)
 }

@@ -27,7 +27,7 @@ from exporter.feed_protocol import default_socket
 from exporter.http1 import Request, Response
 from exporter.load.admission import Admission
 from exporter.metrics import Policy, Store
-from exporter.monitors import kernel, links, namespaces, plugins, runtimes
+from exporter.monitors import cni_config, kernel, links, namespaces, plugins, runtimes
 from exporter.privacy import Rules
 from exporter.supervisor import Standing, Supervisor
 from exporter.topology import as_json, build
@@ -63,6 +63,9 @@ def monitors(config: Config, programs: kernel.Programs | None = None) -> list[tu
         selected.append((events, ("kernel", "lifecycle", "plugins")))
     if "cni" not in served and config.cni_config.bin_paths:
         selected.append((plugins.monitor(tuple(map(str, config.cni_config.bin_paths))), ("plugins",)))
+    if config.cni_config.config_paths:
+        watch = cni_config.monitor(_cni_settings(config), use_inotify=config.cni_config.use_inotify)
+        selected.append((watch, ("cni_config",)))
     if config.container_discovery:
         selected += [(monitor, ("runtimes",)) for monitor in runtimes.monitors(_runtime_settings(config))]
     return selected
@@ -97,6 +100,19 @@ def _runtime_settings(config: Config) -> runtimes.Settings:
         resources=section.resource_monitoring,
         docker_sockets=tuple(map(str, section.docker_socket)),
         cri_sockets=_by_runtime(section.cri_sockets),
+    )
+
+
+def _cni_settings(config: Config) -> cni_config.Settings:
+    section = config.cni_config
+    return cni_config.Settings(
+        directories=tuple(map(str, section.config_paths)),
+        bin_directories=tuple(map(str, section.bin_paths)),
+        poll_interval=section.poll_interval,
+        runtime=section.runtime,
+        max_conf_num=section.max_conf_num,
+        default_network=section.default_network or "",
+        sockets={**runtimes.SOCKETS, **_by_runtime(config.container_config.cri_sockets)},
     )
 
 

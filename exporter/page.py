@@ -20,6 +20,7 @@ REFRESH = 30
 """Seconds after which a browser loads the page again; two readings make a rate."""
 WORKLOAD_LIMIT = 25
 ATTENTION_LIMIT = 8
+CONFIGURATION_LIMIT = 25
 _NAME_LIMIT = 12
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -61,6 +62,7 @@ def render(read: Read, status: Status, rates: Rates | None = None) -> str:
             _workloads(topology),
             _monitor_table(monitors),
             _containers(read),
+            _configurations(read),
         )
     )
     return (
@@ -176,6 +178,7 @@ def _attention(read: Read, topology: Topology, monitors: Sequence[_MonitorState]
             )
         elif link.rate and link.rate.dropped + link.rate.errors > 0:
             items.append(("warn", f"{link.title} is losing packets", f"{link.device}: {link.remark} so far."))
+    items += [("bad", f"{file} is invalid", f"{reason}.") for file, reason in _invalid(read).items()]
     held, dropped = _sum(read, "cni_exporter_series_held"), _sum(read, "cni_exporter_series_dropped_total")
     if held:
         items.append(("idle", f"{quantity(held)} series are held back", "Their workload is not known yet."))
@@ -312,6 +315,38 @@ def _containers(read: Read) -> str:
     if not rows:
         return ""
     return _section("Containers", _table(("Runtime", "Count", "By state"), rows, "containers"))
+
+
+def _invalid(read: Read) -> dict[str, str]:
+    """Say what is wrong with configuration files, and where."""
+    invalid = {labels.get("file", "") for labels, value in read("cni_config_valid") if not value}
+    reasons = {}
+    for labels, _ in read("cni_config_problem_info"):
+        if labels.get("file", "") in invalid:
+            line, column = labels.get("line", ""), labels.get("column", "")
+            place = f", line {line}, column {column}" if line else ""
+            reasons[labels.get("file", "")] = labels.get("problem", "") + place
+    return reasons
+
+
+def _configurations(read: Read) -> str:
+    """Tabulate the CNI configurations: which is active, which are invalid and why."""
+    active = {labels.get("file", "") for labels, value in read("cni_config_active") if value}
+    reasons = _invalid(read)
+    infos = sorted((labels.get("file", ""), labels) for labels, _ in read("cni_config_info"))
+    rows = []
+    for file, labels in infos[:CONFIGURATION_LIMIT]:
+        word, tone = ("Active", "good") if file in active else ("Not used", "idle")
+        badges = _badge(word, tone) + (" " + _badge("Invalid", "bad") if file in reasons else "")
+        cells = "".join(f"<td>{escape(labels.get(name, ''))}</td>" for name in ("network", "plugins"))
+        kind = ' class="explained"' if file in reasons else ""
+        rows.append(f'<tr{kind}><th scope="row">{escape(file)}</th><td>{badges}</td>{cells}</tr>')
+        if file in reasons:
+            rows.append(f'<tr class="reason"><td colspan="4">{escape(reasons[file])}</td></tr>')
+    if not rows:
+        return ""
+    table = _table(("File", "State", "Network", "Plugins"), rows, "monitors")
+    return _section("CNI configurations", table + _more(len(infos) - CONFIGURATION_LIMIT, "files"))
 
 
 def duration(seconds: float) -> str:

@@ -23,6 +23,7 @@ _ALTERNATIVES = {
     "alertmanager": ("prometheus-alertmanager", "alertmanager"),
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "node_exporter": ("prometheus-node-exporter", "node_exporter"),
+    "vim": ("vim", "vim.tiny"),
 }
 _PLUGIN_DIRECTORIES = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
 
@@ -64,8 +65,9 @@ def lacking(reason: str) -> NoReturn:
 def need(component: str) -> str:
     """Path of a real component, or the end of the test.
 
-    `component` is a command; `alertmanager`, `chromium` and `node_exporter` under any of their usual names; `busybox`
-    that runs without a loader; `cni-plugins`, answered with their directory; `root`, answered with the empty string.
+    `component` is a command; `alertmanager`, `chromium`, `node_exporter` and `vim` under any of their usual names;
+    `busybox` that runs without a loader; `cni-plugins`, answered with their directory; `root`, answered with the empty
+    string.
     """
     if component == "root":
         return "" if os.geteuid() == 0 else lacking("needs root")

@@ -169,8 +169,13 @@ class CniConfig(_Section):
     """How the CNI configuration and plugins are watched."""
 
     config_paths: tuple[_Path, ...] = Field(
-        default=(Path("/etc/cni/net.d"), Path("/etc/cni/conf.d"), Path("/opt/cni/conf")),
-        description="Directories of CNI configuration files; they need not exist.",
+        default=(
+            Path("/etc/cni/net.d"),
+            Path("/etc/cni/conf.d"),
+            Path("/opt/cni/conf"),
+            Path("/etc/kubernetes/cni/net.d"),
+        ),
+        description="Directories of CNI configuration files; they need not exist. Empty: none is watched.",
     )
     bin_paths: tuple[_Path, ...] = Field(
         default=(Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni")),
@@ -180,6 +185,17 @@ class CniConfig(_Section):
     use_inotify: _On = Field(default=True, description="Use inotify where it can be had; else polling.")
     use_k8s_informer: _On = Field(default=True, description="List and watch Kubernetes objects; else list only.")
     poll_interval: _Interval = Field(default=30.0, description="Time between passes where polling is what is left.")
+    runtime: Literal["auto", "containerd", "cri-o"] = Field(
+        default="auto",
+        description="Whose rule says which configuration is active; `auto`: CRI-O's where its socket is there and no "
+        "other runtime's is.",
+    )
+    max_conf_num: Annotated[int, Whole(0, 1000)] = Field(
+        default=1, description="What containerd has under the same name: how many configurations it uses; 0: all."
+    )
+    default_network: Annotated[str, Text("network", "kindnet")] | None = Field(
+        default=None, description="What CRI-O has as `cni_default_network`; empty: the first."
+    )
 
 
 class Kernel(_Section):

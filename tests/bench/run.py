@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import throughput
+from watching import CASES as WATCHING
 
 ROOT = Path(__file__).parents[2]
 EXPORTER = Path(sys.executable).with_name("cni-exporter")
@@ -326,6 +327,7 @@ CASES = {
     "start": Case("cpu seconds", start),
     "transfer": Case("seconds", transfer, _STREAMS),
     "transfer-cpu": Case("cpu seconds", transfer_cpu, _STREAMS),
+    **{name: Case(unit, opened) for name, (unit, opened) in WATCHING.items()},
 }
 
 

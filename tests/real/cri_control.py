@@ -15,6 +15,8 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
     "VersionRequest": {"version": (1, "string")},
     "VersionResponse": {"runtime_name": (2, "string")},
     "Metadata": {"name": (1, "string"), "uid": (2, "string"), "namespace": (3, "string"), "attempt": (4, "uint32")},
+    "StatusRequest": {"verbose": (1, "bool")},
+    "StatusResponse": {"info": (2, _LABELS)},
     "PodConfig": {
         "metadata": (1, "Metadata"),
         "hostname": (2, "string"),

@@ -209,6 +209,10 @@ class Containerd:
         self.start_container(container)
         return sandbox, container
 
+    def status(self) -> dict[str, str]:
+        """Give what the daemon tells about itself: texts in JSON, by name."""
+        return dict(self._control().call("Status", {"verbose": True}).get("info", {}))
+
     def remove_all(self) -> None:
         """Remove every pod."""
         for item in self._control().call("ListPodSandbox", {}).get("items", []):

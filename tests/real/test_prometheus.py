@@ -37,15 +37,16 @@ WORKLOADS = (
     {"namespace": "", "pod": "", "container": "db", "netns": "4026532002", "device": "veth2", "pinned": "false"},
 )
 ENUMERATIONS = {
-    "state": ("running", "established", "orphaned", "attached", "host"),
+    "state": ("running", "established", "orphaned", "attached", "host", "used", "free"),
     "type": ("net", "pid"),
     "shared": ("true", "false"),
-    "monitor": ("links", "runtimes", "kernel"),
+    "monitor": ("links", "runtimes", "kernel", "cni_config"),
     "family": ("cni_veth_info", "cni_containers"),
     "direction": ("outgoing", "incoming"),
     "fault": ("retransmit", "reset_sent"),
     "command": ("ADD", "DEL"),
     "program": ("drops", "netns"),
+    "operation": ("create", "modify"),
 }
 OF_PROGRAMS = [name for name, family in FAMILIES.items() if family.owner in {"kernel", "plugins"}]
 """Families that nothing but programs in the kernel can fill."""

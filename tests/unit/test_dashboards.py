@@ -24,7 +24,8 @@ NOT_DRAWN = {
     "cni_container_environment_info": "detail of one container, looked up and not watched",
 }
 
-_FAMILY = re.compile(r"\b(cni_[a-z0-9_]+)(?:\{([^}]*)\})?")
+# One label begins as families do.
+_FAMILY = re.compile(r"\b(?!cni_version\b)(cni_[a-z0-9_]+)(?:\{([^}]*)\})?")
 _SUFFIX = re.compile(r"_(?:bucket|sum|count)$")
 _LISTED = re.compile(r"\b(?:by|on|ignoring|without|group_left|group_right) \(([^)]*)\)")
 _VARIABLE = re.compile(r"\$\{?(\w+)")
@@ -64,7 +65,7 @@ def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def test_the_dashboards_are_found() -> None:
     """The tests below have something to look at."""
-    assert {"overview.json", "kernel.json"} <= {path.name for path in DASHBOARDS}
+    assert {"overview.json", "kernel.json", "cni-config.json"} <= {path.name for path in DASHBOARDS}
 
 
 def test_dashboards_are_told_apart() -> None:

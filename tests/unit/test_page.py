@@ -125,6 +125,27 @@ def test_what_needs_attention_is_listed_first() -> None:
     assert "Needs attention" not in page(lambda _: ()).text
 
 
+def test_invalid_configurations_are_told_with_their_place() -> None:
+    """Files in order, which is active, what is wrong with the others and where; what cannot be read is not invalid."""
+    made = Families()
+    for file, active, valid in (("20-b.conf", 0, 0), ("10-a.conf", 1, 1), ("30-c.conf", 0, None)):
+        made.put("cni_config_info", 1, file=file, network="net", plugins="bridge,portmap", cni_version="", sha256="")
+        made.put("cni_config_active", active, file=file)
+        if valid is not None:
+            made.put("cni_config_valid", valid, file=file)
+    made.put("cni_config_problem_info", 1, file="20-b.conf", problem="has no type", line="3", column="7")
+    made.put(
+        "cni_config_problem_info", 1, file="30-c.conf", problem="cannot be read: no permission", line="", column=""
+    )
+    text = page(made.read).text
+    assert "20-b.conf is invalid" in text
+    assert text.count("has no type, line 3, column 7") == 2
+    assert "no permission" not in text
+    table = text[text.index("CNI configurations") :]
+    assert table.index("10-a.conf") < table.index("Active") < table.index("20-b.conf") < table.index("Invalid")
+    assert "bridge,portmap" in table
+
+
 def test_the_first_page_shows_totals_and_the_second_rates() -> None:
     """Without an earlier reading bytes are totals; with one they are per second, and the span is said."""
     first = page(families(3)).text

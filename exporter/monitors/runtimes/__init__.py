@@ -17,7 +17,10 @@ from exporter.monitors.runtimes.cri import CriEvents, CriList
 from exporter.monitors.runtimes.docker import DockerEvents
 from exporter.monitors.runtimes.record import Metadata
 
-__all__ = ["RUNTIMES", "Metadata", "Settings", "monitors"]
+__all__ = ["RUNTIMES", "SOCKETS", "Metadata", "Settings", "monitors"]
+
+SOCKETS = sockets.CRI
+"""Where runtimes with a CRI usually listen."""
 
 RUNTIMES = ("docker", "containerd", "cri-o")
 """Runtimes with an interface of their own; where two know a container, the earlier one's word counts."""
