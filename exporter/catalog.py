@@ -98,9 +98,9 @@ def _kernel_by_netns(name: str, help_: str, labels: tuple[str, ...] = (), cap: i
     return Family(name, help_, "kernel", Kind.COUNTER, labels, ("netns_id",), Join.NETNS, WORKLOAD, cap)
 
 
-def _kernel_by_class(name: str, help_: str, *labels: str) -> Family:
-    """Describe a counter of the kernel programs by class of event."""
-    return Family(name, help_, "kernel", Kind.COUNTER, ("class", *labels), cap=100)
+def _by_class(name: str, help_: str, kind: Kind = Kind.COUNTER, labels: tuple[str, ...] = ()) -> Family:
+    """Describe a family by class of event. The kernel monitor and the steering each write their part."""
+    return Family(name, help_, "load", kind, ("class", *labels), cap=100)
 
 
 _TRAFFIC = {
@@ -330,20 +330,6 @@ _KERNEL = (
         cap=1500,
         buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
     ),
-    _kernel_by_class("cni_events_seen_total", "Events that the kernel programs met."),
-    _kernel_by_class("cni_events_filtered_total", "Events that a filter rule left out."),
-    _kernel_by_class("cni_events_sampled_out_total", "Events left out by the sampling ratio."),
-    _kernel_by_class("cni_events_lost_total", "Events for which there was no room.", "stage"),
-    _kernel_by_class("cni_events_handled_total", "Events that the exporter handled."),
-    Family(
-        "cni_events_lag_seconds",
-        "Time from the kernel's event to its handling.",
-        "kernel",
-        Kind.HISTOGRAM,
-        ("class",),
-        cap=20,
-        buckets=(0.0001, 0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0),
-    ),
     Family(
         "cni_bpf_program_attached",
         "1 where the kernel program is attached, at these hooks and on this rung (fentry, kprobe, tp_btf); 0 where the "
@@ -465,6 +451,88 @@ _CONFIGURATIONS = (
         "Addresses of a pool of the plugin host-local: used (leased) and free; together they are its size.",
         "cni_config",
         labels=("network", "subnets", "state"),
+    ),
+)
+
+_LOAD = (
+    Family(
+        "cni_load_pressure_ratio",
+        "How much of a resource is in use; 1 is full: the host's CPU, disk and network, the exporter's own memory.",
+        "host_load",
+        labels=("resource",),
+        cap=10,
+    ),
+    _by_class("cni_events_seen_total", "Events that were met, before any filter."),
+    _by_class("cni_events_filtered_total", "Events that a filter rule left out."),
+    _by_class("cni_events_sampled_out_total", "Events left out by a sampling ratio."),
+    _by_class(
+        "cni_events_lost_total", "Events that were to be kept and for which there was no room.", labels=("stage",)
+    ),
+    _by_class("cni_events_handled_total", "Events that the exporter handled."),
+    _by_class(
+        "cni_events_estimated_total",
+        "Events by the weights of those that were handled: an estimate of what filters and loss let through.",
+    ),
+    _by_class(
+        "cni_events_estimate_standard_error", "Standard error of cni_events_estimated_total, in events.", Kind.GAUGE
+    ),
+    Family(
+        "cni_events_lag_seconds",
+        "Time from the kernel's event to its handling.",
+        "load",
+        Kind.HISTOGRAM,
+        ("class",),
+        cap=20,
+        buckets=(0.0001, 0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0),
+    ),
+    _by_class("cni_sampling_ratio", "Share of the events behind filters that was kept last.", Kind.GAUGE),
+    _by_class("cni_sampling_target_ratio", "Share of the events behind filters that is to be kept.", Kind.GAUGE),
+    Family("cni_drop_ratio", "Share of all events behind filters that was not kept last: sampled out or lost.", "load"),
+    Family("cni_load_events_per_second", "Events per second behind filters.", "load"),
+    Family("cni_load_forecast_events_per_second", "Events per second that ratios are made for.", "load"),
+    Family(
+        "cni_load_level", "1 for the level of the load: low, medium, high, critical.", "load", labels=("level",), cap=10
+    ),
+    Family(
+        "cni_load_pattern",
+        "1 for how the load moves: steady, trending, periodic, bursty, or unknown.",
+        "load",
+        labels=("pattern",),
+        cap=10,
+    ),
+    Family(
+        "cni_load_adaptations_total",
+        "Changes of ratios and learned rules, by cause.",
+        "load",
+        Kind.COUNTER,
+        ("reason",),
+        cap=20,
+    ),
+    _by_class("cni_load_anomalies_total", "Departures of the load from what was to be expected."),
+    Family(
+        "cni_top_peer_events_estimated",
+        "Events of the last minute about an address, of the largest ones; estimated from the kept events.",
+        "load",
+        labels=("class", "peer"),
+        hidden=("netns_id",),
+        join=Join.NETNS,
+        joined=WORKLOAD,
+        cap=200,
+    ),
+    Family(
+        "cni_filter_rules",
+        "Filter rules in force, by what they are about and whether they are configured or learned.",
+        "load",
+        labels=("kind", "origin"),
+        cap=20,
+    ),
+    Family(
+        "cni_filter_rule_matches_total",
+        "Events that filter rules met, those included that a rule keeps.",
+        "load",
+        Kind.COUNTER,
+        ("kind", "origin"),
+        cap=20,
     ),
 )
 
@@ -608,5 +676,6 @@ _EXPORTER = (
 )
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (*_RUNTIMES, *_NAMESPACES, *_LINKS, *_KERNEL, *_CONFIGURATIONS, *_EXPORTER)
+    family.name: family
+    for family in (*_RUNTIMES, *_NAMESPACES, *_LINKS, *_KERNEL, *_LOAD, *_CONFIGURATIONS, *_EXPORTER)
 }

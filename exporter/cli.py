@@ -78,10 +78,10 @@ def main() -> None:
 @_options
 def run(path: Path | None, preset: str | None, **options: str | None) -> None:
     """Observe this host and answer scrapes until SIGTERM; SIGHUP loads the configuration again."""
-    from exporter import daemon, logs  # noqa: PLC0415 - other commands need neither
+    from exporter import daemon, logs, selection  # noqa: PLC0415 - other commands need none of them
 
     loaded = _load(path, preset, options)
-    logs.setup(loaded.config.log.level, loaded.config.log.format, daemon.privacy_rules(loaded.config))
+    logs.setup(loaded.config.log.level, loaded.config.log.format, selection.privacy_rules(loaded.config))
     logs.take_the_uncaught()
     try:
         status = daemon.run(loaded, _loader(path, preset, options))

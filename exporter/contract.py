@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from exporter.load.admission import KeptEvent
+from exporter.load.filters import Attributes
 
 Key = tuple[str, ...]
 """Hidden join key (if the family has one) followed by the family's own labels, in the order of the catalogue."""
@@ -58,6 +59,13 @@ class EventSink(Protocol):
 
     wanted: bool
     """Whether anybody watches: where not, an event need not be built."""
+
+    def should_sample(self, event_type: str, attributes: Attributes) -> float:
+        """Decide on an event that no program in the kernel has decided on: its weight, or 0 where it is not kept.
+
+        It is counted as seen, whether anybody watches or not; what is kept is then passed on by `record_event`. Raises
+        ValueError for a class that `load.admission` does not know.
+        """
 
     def record_event(self, event: KeptEvent) -> None:
         """Pass an event on. Raises ValueError for a class that `load.admission` does not know."""
@@ -118,3 +126,5 @@ class Monitor:
     """A scrape refreshes data older than this many seconds before it answers; None: a scrape takes what is there."""
     optional: bool = False
     """True where the observed thing may rightly be absent (a container runtime): then absence is not a failure."""
+    steady: bool = False
+    """True where the interval is kept also while the exporter is to do less: it is what tells when to do more again."""

@@ -1,4 +1,4 @@
-"""The composition root: which monitors run, with what configuration, and the life of the process.
+"""The composition root: the parts of the exporter put together, and the life of the process.
 
 Flows in: a loaded configuration and signals. Flows out: a running exporter. Nothing else knows all the parts.
 """
@@ -10,25 +10,28 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
 import psutil
 
-from exporter import __version__, logs, page, privileges
+from exporter import __version__, load_config, logs, page, privileges
 from exporter.audit import Audit, Scrape
 from exporter.audit import Settings as AuditSettings
 from exporter.config import Config, ConfigError, Loaded
-from exporter.contract import Families, Monitor, Paths
+from exporter.contract import Families, Paths
 from exporter.exposition import Exposition
 from exporter.feed import Feed
 from exporter.feed_protocol import default_socket
 from exporter.http1 import Request, Response
 from exporter.load.admission import Admission
+from exporter.load.governor import Governor
 from exporter.metrics import Policy, Store
-from exporter.monitors import cni_config, kernel, links, namespaces, plugins, runtimes
-from exporter.privacy import Rules
+from exporter.monitors import host_load, kernel
+from exporter.monitors.kernel.controls import Controls
+from exporter.selection import load_programs, monitors, privacy_rules
+from exporter.steering import Kernel, Learned, Steering
 from exporter.supervisor import Standing, Supervisor
 from exporter.topology import as_json, build
 from exporter.traffic import Rates
@@ -39,86 +42,7 @@ log = logging.getLogger(__name__)
 _STOP = 10.0  # seconds that monitors and connections get to end
 _LOOK = 5.0  # seconds between looks at our own CPU and memory
 _CALM, _STRETCH = 1.0, 4.0  # factors of the monitors' intervals without and with our CPU over its limit
-_EVENTS = 0.5  # share of our CPU limit that reading events may use, critical ones aside
 _FORGET = 0.9  # share of the memory limit below which series are admitted again
-
-
-Owners = tuple[str, ...]
-"""Whose families a monitor writes."""
-
-
-def monitors(config: Config, programs: kernel.Programs | None = None) -> list[tuple[Monitor, Owners]]:
-    """List what runs under this configuration, each with the owners of its families.
-
-    What the kernel programs count, the link monitor and the watch over plugin processes leave to them.
-    """
-    served = {probe for probe in ("netns", "veth", "cni") if programs and programs.serves(probe)}
-    selected: list[tuple[Monitor, Owners]] = [
-        (links.monitor(counts_netns="netns" not in served, counts_veths="veth" not in served), ("links", "lifecycle")),
-    ]
-    if config.container_config.namespace_monitoring:
-        selected.append((namespaces.monitor(), ("namespaces",)))
-    if programs:
-        events = kernel.monitor(programs, share=config.general.own_cpu_limit / 100 * _EVENTS)
-        selected.append((events, ("kernel", "lifecycle", "plugins")))
-    if "cni" not in served and config.cni_config.bin_paths:
-        selected.append((plugins.monitor(tuple(map(str, config.cni_config.bin_paths))), ("plugins",)))
-    if config.cni_config.config_paths:
-        watch = cni_config.monitor(_cni_settings(config), use_inotify=config.cni_config.use_inotify)
-        selected.append((watch, ("cni_config",)))
-    if config.container_discovery:
-        selected += [(monitor, ("runtimes",)) for monitor in runtimes.monitors(_runtime_settings(config))]
-    return selected
-
-
-def load_programs(config: Config) -> kernel.Programs | None:
-    """Load the kernel programs, where the configuration wants them. Call it before capabilities are given up."""
-    if not config.cni_config.use_ebpf:
-        return None
-    return kernel.load(
-        kernel.Settings(
-            plugin_directories=tuple(map(str, config.cni_config.bin_paths)),
-            syscalls=config.kernel.syscalls,
-            run_statistics=config.kernel.run_statistics,
-            entries=config.kernel.map_entries,
-        )
-    )
-
-
-def _runtime_settings(config: Config) -> runtimes.Settings:
-    section, privacy = config.container_config, config.privacy
-    return runtimes.Settings(
-        runtimes=section.container_runtimes,
-        interval=section.discovery_interval,
-        metadata=runtimes.Metadata(
-            enabled=section.metadata_collection,
-            labels=privacy.container_labels,
-            annotations=privacy.annotations,
-            environment=privacy.environment,
-            environment_names=privacy.environment_names,
-        ),
-        resources=section.resource_monitoring,
-        docker_sockets=tuple(map(str, section.docker_socket)),
-        cri_sockets=_by_runtime(section.cri_sockets),
-    )
-
-
-def _cni_settings(config: Config) -> cni_config.Settings:
-    section = config.cni_config
-    return cni_config.Settings(
-        directories=tuple(map(str, section.config_paths)),
-        bin_directories=tuple(map(str, section.bin_paths)),
-        poll_interval=section.poll_interval,
-        runtime=section.runtime,
-        max_conf_num=section.max_conf_num,
-        default_network=section.default_network or "",
-        sockets={**runtimes.SOCKETS, **_by_runtime(config.container_config.cri_sockets)},
-    )
-
-
-def privacy_rules(config: Config) -> Rules:
-    """Give the rules of what is secret, the user's own included."""
-    return Rules(config.privacy.deny_names, config.privacy.deny_values)
 
 
 def _policy(config: Config) -> Policy:
@@ -128,15 +52,6 @@ def _policy(config: Config) -> Policy:
         rules=privacy_rules(config),
         admits=config.container_config.namespace_filter,
     )
-
-
-def _by_runtime(paths: Iterable[Path]) -> dict[str, tuple[str, ...]]:
-    """Tell whose sockets these are: CRI-O's carry its name, all others are containerd's."""
-    sockets: dict[str, tuple[str, ...]] = {}
-    for path in map(str, paths):
-        runtime = "cri-o" if "crio" in path else "containerd"
-        sockets[runtime] = (*sockets.get(runtime, ()), path)
-    return sockets
 
 
 class Exporter:
@@ -152,7 +67,9 @@ class Exporter:
         """Every event passes here; the feed and the audit log tap it."""
         self._rules = privacy_rules(config)
         self._audit = self._make_audit(config)
+        self._kernel = _controls(config, programs)
         self.supervisor = self._supervise(config)
+        self.steering = self._steer(config)
         self.exposition = Exposition(
             self.store.collect,
             self.refresh,
@@ -169,8 +86,9 @@ class Exporter:
         self._publish(reloaded=True)
 
     def start(self) -> None:
-        """Start the monitors."""
+        """Start the monitors, and what steers events."""
         self.supervisor.start()
+        self.steering.start()
 
     def serve(self) -> Server:
         """Answer HTTP. Raises OSError where the address cannot be had."""
@@ -249,6 +167,7 @@ class Exporter:
     def refresh(self) -> None:
         """Bring the monitors up to date, waiting as long as a scrape would."""
         self.supervisor.refresh(self._loaded.config.web.scrape_timeout)
+        self.steering.refresh()
 
     def settled(self) -> bool:
         """Whether every monitor has passed once and no series waits for its name."""
@@ -264,13 +183,18 @@ class Exporter:
             self._server.stop()
         if self._feed:
             self._feed.stop()
-        hung = self.supervisor.stop(_STOP)
+        hung = self._halt()
         if hung:
             log.warning("left behind, not ending within %s s: %s", _STOP, ", ".join(hung))
         if self._programs:
             self._programs.close()
         if self._audit:
             self._audit.stop()
+
+    def _halt(self) -> list[str]:
+        """End steering and monitors; the answer names what hangs."""
+        steered = self.steering.stop(_STOP)
+        return self.supervisor.stop(_STOP) + ([] if steered else ["steering"])
 
     def reload(self, load: Callable[[], Loaded]) -> None:
         """Take a new configuration over, or keep the old one where the new one has errors."""
@@ -285,16 +209,17 @@ class Exporter:
             if getattr(loaded.config, name) != getattr(self._loaded.config, name):
                 log.warning("a change of section %s takes a restart", name)
         before = {owner for _, owners in monitors(self._loaded.config, self._programs) for owner in owners}
-        self.supervisor.stop(_STOP)
+        self._halt()
         self._loaded = loaded
         after = {owner for _, owners in monitors(loaded.config, self._programs) for owner in owners}
-        for owner in before - after:
+        for owner in (before - after) | {"load"}:
             self.store.clear(owner)
         self.store.apply(_policy(loaded.config))
         self._rules = privacy_rules(loaded.config)
         logs.setup(loaded.config.log.level, loaded.config.log.format, self._rules)
         self.supervisor = self._supervise(loaded.config)
-        self.supervisor.start()
+        self.steering = self._steer(loaded.config)
+        self.start()
         self._publish(reloaded=True)
         self._note_reload(successful=True)
         log.info("configuration reloaded")
@@ -328,7 +253,8 @@ class Exporter:
     def healthy(self) -> tuple[bool, str]:
         """Say whether every monitor's thread is alive."""
         standings = self.supervisor.standings()
-        return not any(standing.hung for standing in standings), self._report(standings)
+        hung = "steering: hung\n" if self.steering.hung else ""
+        return not any(standing.hung for standing in standings) and not hung, self._report(standings) + hung
 
     def ready(self) -> tuple[bool, str]:
         """Say whether the first pass of every monitor is over."""
@@ -344,7 +270,23 @@ class Exporter:
         """Draw the landing page."""
         self.refresh()
         status = page.Status(self._node, __version__, revision(), self._started, time.time())
-        return page.render(self.store.read, status, self._rates)
+        learned = [_named(rule, self.store) for rule in self.steering.learned()]
+        return page.render(self.store.read, status, self._rates, learned)
+
+    def _steer(self, config: Config) -> Steering:
+        section, managed = config.load_config, config.general.enable_load_management
+        self.admission.configure(
+            load_config.patterns(section) if managed else (), section.max_events_per_second if managed else None
+        )
+        filters = section.kernel_filters if managed and section.enable_kernel_filtering else ()
+        return Steering(
+            Governor(load_config.settings(section)) if managed else None,
+            self.admission,
+            self.store.owned("load"),
+            self._kernel,
+            load_config.KernelFilters(filters, self.store.namespaces),
+            lambda: {name: share for (name,), share in self.store.latest(host_load.FAMILY).items()},
+        )
 
     def _report(self, standings: list[Standing]) -> str:
         """Write a line per monitor."""
@@ -378,6 +320,25 @@ class Exporter:
                 },
             }
         )
+
+
+def _named(rule: Learned, store: Store) -> page.LearnedRule:
+    """Name the container of a rule."""
+    names = store.names_of(rule.subject) if rule.kind == "container" else (rule.subject,)
+    name = "/".join(filter(None, names)) or rule.subject
+    return page.LearnedRule(rule.kind, name, rule.class_, rule.ratio, rule.expires_in)
+
+
+def _controls(config: Config, programs: kernel.Programs | None) -> Kernel | None:
+    """Open what steers the kernel programs; what is counted by key is settled here for good."""
+    if not programs or not programs.attached:
+        return None
+    counted = load_config.counted(config.load_config) if config.general.enable_load_management else ()
+    try:
+        return Kernel(programs, Controls(programs.manifest.maps, counted))
+    except OSError as error:
+        log.warning("no load management in the kernel: its maps cannot be written: %s", error.strerror)
+        return None
 
 
 def revision() -> str:

@@ -41,6 +41,8 @@ class _Table:
     family: Family
     cap: int
     values: Mapping[Key, float] = field(default_factory=dict)
+    parts: dict[frozenset[str], Mapping[Key, float]] = field(default_factory=dict)
+    """What `values` is the sum of, by writer: where several write a family, each has its part."""
     histograms: dict[Key, list[float]] = field(default_factory=dict)
     series: dict[Key, Series] = field(default_factory=dict)
     unsettled: dict[Key, tuple[str, ...]] = field(default_factory=dict)
@@ -101,6 +103,17 @@ class Policy:
     """Whether the pods of a Kubernetes namespace are exported; None: all are."""
 
 
+def _sum(parts: Mapping[frozenset[str], Mapping[Key, float]]) -> Mapping[Key, float]:
+    """Add up what several writers say; the one there mostly is stands for itself."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    total: dict[Key, float] = {}
+    for part in parts.values():
+        for key, value in part.items():
+            total[key] = total.get(key, 0.0) + value
+    return total
+
+
 class Store:
     """Every family's current state. Safe from any thread."""
 
@@ -145,13 +158,14 @@ class Store:
         return OwnedFamilies(self, frozenset(owners))
 
     def replace(self, owners: frozenset[str], snapshots: Mapping[str, Mapping[Key, float]]) -> None:
-        """Swap families of `owners` in one step; the mappings belong to the store afterwards."""
+        """Swap what `owners` wrote of these families in one step; the mappings belong to the store afterwards."""
         tables = [(self._table(owners, name), snapshot) for name, snapshot in snapshots.items()]
         for table, snapshot in tables:
             self._check_width(table.family, next(iter(snapshot), None))
         with self._writing:
             for table, snapshot in tables:
-                table.values, table.replaced = snapshot, True
+                table.parts[owners] = snapshot
+                table.values, table.replaced = _sum(table.parts), True
 
     def add(self, owners: frozenset[str], name: str, key: Key, amount: float) -> None:
         """Raise a counter of `owners`."""
@@ -196,7 +210,7 @@ class Store:
         with self._writing:
             for table in self._tables.values():
                 if table.family.owner == owner and table.replaced:
-                    table.values, table.histograms = {}, {}
+                    table.values, table.histograms, table.parts = {}, {}, {}
 
     def read(self, name: str) -> list[tuple[Mapping[str, str], float]]:
         """Give a family's series as they would be scraped now: (labels, value)."""
@@ -213,6 +227,17 @@ class Store:
                 self._names.learn(*told)
                 self._named = told
             return self._names.of(netns_id, container_id)
+
+    def latest(self, name: str) -> Mapping[Key, float]:
+        """Give a family as it was written last, by keys and not joined. Waits for no collection."""
+        return self._tables[name].values
+
+    def namespaces(self) -> dict[str, tuple[str, Workload]]:
+        """Give the network namespaces that have an `inode:cookie`, by that: the owner's container id, and names."""
+        told = self._tables[NETNS_INFO].values, self._tables[NETNS_ALIAS].values
+        owners = {key[0]: key[1] for key in told[0]}
+        known = dict.fromkeys(key[0] for key in (*told[0], *told[1]) if key[0].partition(":")[2].isdigit())
+        return {netns_id: (owners.get(netns_id, ""), self.names_of(netns_id)) for netns_id in known}
 
     def collect(self) -> list[Collected]:
         """Join, redact and cap every family."""

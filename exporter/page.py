@@ -19,10 +19,12 @@ from exporter.traffic import Traffic, clean, printable, quantity
 REFRESH = 30
 """Seconds after which a browser loads the page again; two readings make a rate."""
 WORKLOAD_LIMIT = 25
+RULE_LIMIT = 10
 ATTENTION_LIMIT = 8
 CONFIGURATION_LIMIT = 25
 _NAME_LIMIT = 12
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_LEVEL_TONES = {"low": "good", "medium": "good"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,20 @@ class Status:
     revision: str
     started: float
     now: float
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedRule:
+    """A rule that a heavy hitter has got by itself."""
+
+    kind: str
+    """container, command or address."""
+    name: str
+    class_: str
+    ratio: float
+    """Share of its events that is kept."""
+    expires_in: float
+    """Seconds that it has to live unless it is renewed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +65,7 @@ class _MonitorState:
     age: str
 
 
-def render(read: Read, status: Status, rates: Rates | None = None) -> str:
+def render(read: Read, status: Status, rates: Rates | None = None, learned: Sequence[LearnedRule] = ()) -> str:
     """Write the page. Takes a reading for `rates`, so that the next page has them."""
     read, status = printable(read), replace(status, node=clean(status.node))
     topology = build(read, status.node, rates)
@@ -60,6 +76,7 @@ def render(read: Read, status: Status, rates: Rates | None = None) -> str:
             _attention(read, topology, monitors),
             _topology(topology),
             _workloads(topology),
+            _load(read, learned),
             _monitor_table(monitors),
             _containers(read),
             _configurations(read),
@@ -255,6 +272,30 @@ def _workload_row(workload: Workload, links: Sequence[Link]) -> str:
         f'<tr role="row"><th role="rowheader" scope="row" title="{escape(f"{workload.title}: {detail}")}">'
         f"<span>{escape(workload.title)}</span><small>{escape(detail)}</small></th>{''.join(cells)}</tr>"
     )
+
+
+def _load(read: Read, learned: Sequence[LearnedRule]) -> str:
+    """Say how many events there are, what share of them is kept, and which rules were learned."""
+    level = next((labels["level"] for labels, value in read("cni_load_level") if value), "")
+    if not level:
+        return ""
+    load, forecast = _sum(read, "cni_load_events_per_second"), _sum(read, "cni_load_forecast_events_per_second")
+    kept = f"{1 - _sum(read, 'cni_drop_ratio'):.0%} kept"
+    note = f"{quantity(load)} events/s, {quantity(forecast)} planned for · {kept}"
+    thinned = sorted((value, labels["class"]) for labels, value in read("cni_sampling_target_ratio") if value < 1)
+    body = f'<p>{_badge(level, _LEVEL_TONES.get(level, "warn"))} <span class="quiet">{escape(note)}</span></p>'
+    if thinned:
+        said = ", ".join(f"{class_} {ratio:.3g}" for ratio, class_ in thinned)
+        body += f'<p class="quiet wrap">Ratios below 1: {escape(said)}</p>'
+    if learned:
+        rows = [
+            f'<tr><th scope="row">{escape(clean(rule.name))}</th><td>{escape(rule.kind)}</td>'
+            f"<td>{escape(rule.class_)}</td><td>{rule.ratio:.3g}</td><td>{duration(rule.expires_in)}</td></tr>"
+            for rule in learned[:RULE_LIMIT]
+        ]
+        body += _table(("Learned rule for", "Kind", "Events", "Kept", "Ends in"), rows, "rules")
+        body += _more(len(learned) - RULE_LIMIT, "rules")
+    return _section("Load", body)
 
 
 def _by_monitor(read: Read, family: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ Flows in: a configuration. Flows out: findings, a line each.
 import os
 from dataclasses import dataclass, field, replace
 
-from exporter import daemon, privileges, web
+from exporter import privileges, selection, web
 from exporter.config import Config
 from exporter.config.models import Feed as FeedSection
 from exporter.contract import EventSink, Families, Monitor, Paths, Source, Unsupported
@@ -51,16 +51,16 @@ class _Trial:
 
 def findings(config: Config) -> list[Finding]:
     """Try the listening address and every monitor. What is said of them has passed the gate."""
-    safe = daemon.privacy_rules(config).safe_label
+    safe = selection.privacy_rules(config).safe_label
     return [replace(one, reason=safe(one.reason), remedy=safe(one.remedy)) for one in _found(config)]
 
 
 def _found(config: Config) -> list[Finding]:
     store = Store()
     found = [_listening(config.web.listen_address), _capabilities(), _feed(config.feed)]
-    programs = daemon.load_programs(config)
+    programs = selection.load_programs(config)
     try:
-        for monitor, owners in daemon.monitors(config, programs):
+        for monitor, owners in selection.monitors(config, programs):
             trial = _Trial(store.owned(*owners), Paths(config.paths.procfs, config.paths.sysfs))
             found.append(_try(monitor, trial))
         found += [_program(standing) for standing in (programs.standings if programs else [])]

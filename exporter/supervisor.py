@@ -389,9 +389,9 @@ class Supervisor:
         return [runner.standing() for runner in self.runners]
 
     def slow_down(self, factor: float) -> None:
-        """Stretch every interval by `factor` >= 1."""
+        """Stretch every interval by `factor` >= 1, but for monitors that are to be steady."""
         for runner in self.runners:
-            runner.slowdown = factor
+            runner.slowdown = 1.0 if runner.monitor.steady else factor
 
     def _publish(self) -> None:
         with self._publishing:

@@ -4,6 +4,7 @@ Flows in: a layer's values with their places. Flows out: problems; the wrong val
 everything that is wrong anywhere is found in one go.
 """
 
+import ipaddress
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from pydantic_core import ErrorDetails
 
 from exporter.config.fields import fields, find, keys
 from exporter.config.layers import Layer, height, origin
-from exporter.config.models import Config
+from exporter.config.models import Config, KernelFilter
 from exporter.config.problems import MOST_PROBLEMS, Problem, Where, did_you_mean, show_value
 from exporter.config.reader import Key, dotted
 from exporter.config.values import Refused
+
+_HIGHEST = {"pid": 4_194_304, "port": 65_535, "syscall": 1023}  # PID_MAX_LIMIT of linux/threads.h
+_COMMAND_BYTES = 15  # TASK_COMM_LEN without the final zero
 
 
 def check_layer(layer: Layer) -> list[Problem]:
@@ -123,10 +127,30 @@ def conflicts(config: Config) -> Iterator[Conflict]:
                 f"{lower} {low} is not below {upper} {high}",
                 "let the thresholds ascend: low, medium, high, critical",
             )
-    names = [rule.name for rule in load.priority_filters]
+    names = [own.name for own in load.priority_filters]
     for name in sorted({name for name in names if names.count(name) > 1}):
         shown = show_value("name", name)
         yield Conflict((("load_config", "priority_filters"),), f"two rules are called {shown}", "rename one")
+    for number, rule in enumerate(load.kernel_filters, 1):
+        if instead := _unfit(rule):
+            wrong = f"{show_value('subject', rule.subject)} of rule {number} is no {rule.kind}"
+            yield Conflict((("load_config", "kernel_filters"),), wrong, instead)
+
+
+def _unfit(rule: KernelFilter) -> str:
+    """Say what the subject of a rule should have been; empty where it is right."""
+    if rule.kind in _HIGHEST:
+        highest = _HIGHEST[rule.kind]
+        fits = rule.subject.isascii() and rule.subject.isdigit() and int(rule.subject[:20]) <= highest
+        return "" if fits else f"write a whole number, 0 to {highest}"
+    if rule.kind == "command":
+        return "" if len(rule.subject.encode()) <= _COMMAND_BYTES else f"write at most {_COMMAND_BYTES} bytes"
+    if rule.kind == "address":
+        try:
+            ipaddress.ip_network(rule.subject)
+        except ValueError:
+            return 'write an address or a prefix without host bits, for example "10.0.0.0/8"'
+    return ""
 
 
 def check_whole(config: Config, layers: Sequence[Layer], wrong: AbstractSet[str]) -> Iterator[Problem]:

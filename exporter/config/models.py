@@ -11,9 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from exporter.config.texts import Address, FamilyName, FilePath, Pattern, Text, one_or_more
+from exporter.config.texts import Address, FamilyName, FilePath, Pattern, Subject, Text, one_or_more
 from exporter.config.values import Duration, Number, Size, Switch, Whole
 
+KernelClass = Literal[
+    "netns", "veth", "cni_run", "packet_drop", "tcp_fault", "exec", "connection", "connection_close", "syscall"
+]
 Preset = Literal["development", "production", "high-performance", "minimal"]
 
 _On = Annotated[bool, Switch()]
@@ -127,22 +130,44 @@ class LoadThresholds(_Section):
 
 
 class PriorityFilter(_Section):
-    """A rule of the user's own for some events."""
+    """A rule of the user's own for some events. Of what kernel programs see it thins what is shown live."""
 
     name: Annotated[str, Text("text", "dns")] = Field(description="What the rule is called in the metrics.")
     priority: Literal["critical", "error", "warning", "info", "debug"] = Field(
         default="info", description="Priority of the events that match."
     )
     patterns: tuple[_Regex, ...] = Field(
-        default=(), description="Regular expressions; an event matches where one is found."
+        default=(),
+        description="Regular expressions; an event matches where one is found in its text, such as "
+        "`class container, kind start, runtime docker`; empty: each event matches.",
     )
-    sampling_rate: _Ratio | None = Field(default=None, description="Ratio that is kept; empty: that of the priority.")
+    sampling_rate: _Ratio | None = Field(
+        default=None, description="Ratio that is kept whatever the load, 0: none; empty: that of the priority."
+    )
     enabled: _On = Field(default=True, description="Whether the rule applies.")
+
+
+class KernelFilter(_Section):
+    """A rule of the user's own that the kernel applies. It stands above ratios and learned rules."""
+
+    kind: Literal["pid", "command", "address", "port", "syscall", "container"] = Field(
+        description="What the rule is about."
+    )
+    subject: Annotated[str, Subject()] = Field(
+        description="A PID; a command's first 15 bytes; an address or prefix; a port; a system call's number; a "
+        "container's name, its id or the beginning of that (6 digits or more), or `namespace/pod`."
+    )
+    classes: tuple[KernelClass, ...] = Field(default=(), description="Classes of events that it holds for; empty: all.")
+    ratio: _Ratio = Field(default=0.0, description="Ratio that is kept, whatever the load; 0: none.")
 
 
 class LoadConfig(_Section):
     """How many events are kept, and which."""
 
+    strategy: Literal["thresholds", "budget"] = Field(
+        default="thresholds",
+        description="`thresholds`: the ratio follows the level of the load. `budget`: whatever can be handled is kept.",
+    )
     enable_adaptive_filtering: _On = Field(default=True, description="Give heavy hitters rules of their own.")
     enable_kernel_filtering: _On = Field(default=True, description="Filter in the kernel where eBPF allows.")
     enable_intelligent_sampling: _On = Field(default=True, description="Let forecast and pattern drive the ratio.")
@@ -162,6 +187,9 @@ class LoadConfig(_Section):
     )
     priority_filters: tuple[PriorityFilter, ...] = Field(
         default=(), description="Rules of your own; names must differ."
+    )
+    kernel_filters: tuple[KernelFilter, ...] = Field(
+        default=(), description="Rules of your own that are applied in the kernel, where eBPF allows; else not at all."
     )
 
 

@@ -92,6 +92,23 @@ class Pattern(Kind):
 
 
 @dataclass(frozen=True, slots=True)
+class Subject(Kind):
+    """What a rule is about: a number, or printable text."""
+
+    form = "text or whole number"
+
+    def read(self, value: object) -> str:
+        """Take a number as its digits. Whether it fits the kind of the rule is seen when that is known."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return Text(example="nginx").read(value)
+
+    def json_schema(self) -> dict[str, Any]:
+        """Return the JSON schema."""
+        return {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "minLength": 1, "maxLength": 253}]}
+
+
+@dataclass(frozen=True, slots=True)
 class Address(Kind):
     """Where to listen: HOST:PORT, [IPv6]:PORT or :PORT."""
 

@@ -94,6 +94,34 @@ def read(sysfs: Path, content: bytes) -> Resources:
     return _read_v1(v1) if v1.keys() & _V1_CONTROLLERS else _read_v2(v2) if v2 else Resources()
 
 
+def lineage(sysfs: Path, content: bytes) -> list[Resources]:
+    """Read what the control group of a process, and each one above it, uses and may use; nearest first.
+
+    `content` is the process's /proc/PID/cgroup. Where `sysfs` shows only the group itself, as in most containers, it is
+    the last of the list.
+    """
+    root = os.fspath(sysfs / "fs" / "cgroup")
+    v1: dict[str, tuple[str, str]] = {}
+    v2 = ""
+    for line in content[:CONTENT_LIMIT].split(b"\n"):
+        _, _, rest = line.decode("utf-8", "replace").partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            v2 = path or v2
+        for controller in controllers.split(","):
+            v1[controller] = _mount(root, controllers, controller), path
+    if v1.keys() & _V1_CONTROLLERS:
+        steps = range(max(path.count("/") for _, path in v1.values()) + 1)
+        return [_read_v1({name: mount + _above(path, step) for name, (mount, path) in v1.items()}) for step in steps]
+    return [_read_v2(_unified(root) + _above(v2, step)) for step in range(v2.count("/") + 1)]
+
+
+def _above(path: str, steps: int) -> str:
+    """Go up from a control group by so many steps; the root is empty."""
+    parts = [part for part in path.split("/") if part]
+    return "".join(f"/{part}" for part in parts[: max(len(parts) - steps, 0)])
+
+
 def _places(content: bytes) -> tuple[_Place, ...]:
     """Find the lines that name a container. The first look is cheap: most processes of a host are in none."""
     if not _ID.search(content, 0, CONTENT_LIMIT):

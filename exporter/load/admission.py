@@ -1,14 +1,21 @@
 """The admission: the one point through which every kept event passes on its way to those who watch.
 
-Flows in: events of the monitors. Flows out: the same events, to each tap (the live feed, the audit log). Monitors do
-not know who taps; without a tap nothing is done.
+Flows in: events of the monitors, ratios, the user's rules. Flows out: the events that are kept, to each tap (the live
+feed, the audit log), and the account of all. Monitors do not know who taps. Events that the kernel programs have
+sampled and accounted for are only passed on; a source without a kernel side asks `should_sample` first.
 """
 
 import logging
+import random
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from exporter.load.bucket import Bucket
+from exporter.load.estimates import Estimate
+from exporter.load.filters import Attributes, Rule, Rules
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +34,8 @@ CLASSES: Mapping[str, Priority] = {
     "syscall": "debug",
 }
 """Event classes and the priority of their events."""
+NOT_IN_KERNEL = ("container",)
+"""Classes that no kernel program serves: their account is there from the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,40 +66,160 @@ Tap = Callable[[KeptEvent], None]
 """Gets each event in the thread of its monitor; must not block."""
 
 
-class Admission:
-    """Hands events to taps. Safe from any thread."""
+@dataclass(slots=True)
+class Account:
+    """What became of the events of a class: seen = filtered + sampled_out + lost + handled, when all are at rest."""
 
-    def __init__(self) -> None:
-        """Begin without a tap."""
+    seen: int = 0
+    filtered: int = 0
+    """Left out by a rule that keeps none."""
+    sampled_out: int = 0
+    """Left out by a ratio."""
+    handled: int = 0
+    lost: dict[str, int] = field(default_factory=dict)
+    """By the stage at which it happened."""
+    estimate: Estimate = field(default_factory=Estimate)
+    """How many there were behind filters, by the weights of those that were to be kept."""
+
+
+class Admission:
+    """Decides on events, counts them, and hands them to taps. Safe from any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, coin: Callable[[], float] = random.random) -> None:
+        """Begin without a tap, keeping everything; `coin` gives numbers from 0 (included) to 1 (excluded)."""
         self.wanted = False
         """Whether anybody taps: a monitor that has to build its events asks first."""
         self.failures = 0
         """Taps that raised, and were removed for it."""
         self._taps: tuple[Tap, ...] = ()
-        self._seen = dict.fromkeys(CLASSES, 0)
+        self._accounts = {class_: Account() for class_ in NOT_IN_KERNEL}
+        self._rules = Rules()
+        self._ratios: Mapping[str, float] = {}
+        self._by_priority: Mapping[str, float] = {}
+        self._bucket: Bucket | None = None
+        self._clock, self._coin = clock, coin
         self._lock = threading.Lock()
 
-    @property
-    def seen(self) -> Mapping[str, int]:
-        """Events that passed while somebody tapped, by class."""
+    # Those who steer.
+
+    def configure(self, rules: Iterable[Rule] = (), max_events_per_second: float | None = None) -> None:
+        """Put the user's rules and limit in force; None: no limit. Counts go on."""
         with self._lock:
-            return dict(self._seen)
+            self._rules.replace(rules)
+            limit = max_events_per_second
+            self._bucket = Bucket(limit, limit, self._clock()) if limit else None
+
+    def steer(self, ratios: Mapping[str, float]) -> None:
+        """Keep these shares of the classes' events from now on; a class without one is kept whole."""
+        by_priority: dict[str, float] = {}
+        for class_, ratio in ratios.items():
+            priority = CLASSES.get(class_, "")
+            by_priority[priority] = min(ratio, by_priority.get(priority, 1.0))
+        with self._lock:
+            self._ratios, self._by_priority = dict(ratios), by_priority
+
+    def stats(self) -> Mapping[str, Account]:
+        """Give the account of each class that a source has asked about, as it is now."""
+        with self._lock:
+            return {
+                name: replace(account, lost=dict(account.lost), estimate=replace(account.estimate))
+                for name, account in self._accounts.items()
+            }
+
+    def matches(self) -> Mapping[str, int]:
+        """Give the user's rules in force, by name, each with how many events it met."""
+        with self._lock:
+            return dict(self._rules.matches)
+
+    # Sources.
+
+    def should_sample(self, event_type: str, attributes: Attributes) -> float:
+        """Decide on an event of a source without a kernel side, and count it as seen.
+
+        Args:
+            event_type: its class.
+            attributes: what the user's patterns may look at.
+
+        Returns:
+            How many events this one stands for, to be its `weight`; 0: it is not kept. Whoever gets another number
+            calls record_event, or record_drop where that cannot be.
+
+        Raises ValueError for an unknown class.
+        """
+        with self._lock:
+            account = self._accounts.get(event_type) or self._open(event_type)
+            account.seen += 1
+            rule = self._rules.find(event_type, attributes)
+            ratio = self._ratio(event_type, rule)
+            if ratio < 1.0:
+                if rule and rule.ratio == 0.0:
+                    account.filtered += 1
+                    return 0.0
+                if self._coin() >= ratio:
+                    account.sampled_out += 1
+                    return 0.0
+            if self._bucket:
+                self._bucket.take()
+            weight = 1.0 / ratio
+            account.estimate.add(weight)
+            return weight
+
+    def _ratio(self, class_: str, rule: Rule | None) -> float:
+        """The share that is to be kept: the rule's own, else the class', braked by the bucket unless it is critical."""
+        priority = rule.priority if rule else CLASSES[class_]
+        if rule and rule.ratio is not None:
+            ratio = rule.ratio
+        elif rule:
+            ratio = self._by_priority.get(priority, 1.0)
+        else:
+            ratio = self._ratios.get(class_, 1.0)
+        if self._bucket and priority != "critical":
+            ratio *= self._bucket.ratio(self._clock())
+        return ratio
+
+    def _open(self, class_: str) -> Account:
+        if class_ not in CLASSES:
+            raise ValueError(f"{class_} is no class of events: see exporter/load/admission.py")
+        account = self._accounts[class_] = Account()
+        return account
+
+    def record_drop(self, event_type: str, stage: str, count: int = 1) -> None:
+        """Count events that were to be kept and got lost at a stage (`queue`, `handler`) of their source."""
+        with self._lock:
+            account = self._accounts.get(event_type) or self._open(event_type)
+            account.lost[stage] = account.lost.get(stage, 0) + count
 
     def record_event(self, event: KeptEvent) -> None:
-        """Hand an event to every tap. Raises ValueError for an unknown class, where anybody taps."""
+        """Hand an event to every tap. Raises ValueError for an unknown class, where anybody taps.
+
+        Of what the kernel has decided on, and accounted for, the user's rules thin what the taps get.
+        """
+        account = self._accounts.get(event.class_)
+        if account:
+            with self._lock:
+                account.handled += 1
         if not self.wanted:
             return
-        with self._lock:
-            taps = self._taps
-            if event.class_ not in self._seen:
-                raise ValueError(f"{event.class_} is no class of events: see exporter/load/admission.py")
-            self._seen[event.class_] += 1
-        for tap in taps:
+        if event.class_ not in CLASSES:
+            raise ValueError(f"{event.class_} is no class of events: see exporter/load/admission.py")
+        shown = event if account else self._judged(event)
+        if shown is None:
+            return
+        for tap in self._taps:
             try:
-                tap(event)
+                tap(shown)
             except Exception:
                 log.exception("a tap failed and gets no more events")
                 self._remove(tap, failed=True)
+
+    def _judged(self, event: KeptEvent) -> KeptEvent | None:
+        """Apply the user's rules to an event of the kernel's; None: the taps do not get it."""
+        with self._lock:
+            rule = self._rules.find(event.class_, {"kind": event.kind, "command": event.command, **event.details})
+            ratio = 1.0 if rule is None or rule.ratio is None else rule.ratio
+            if ratio < 1.0 and self._coin() >= ratio:
+                return None
+        return replace(event, priority=rule.priority, weight=event.weight / ratio) if rule else event
 
     def tap(self, callback: Tap) -> Callable[[], None]:
         """Hand every event from now on to `callback` too; the answer ends that, and may be called more than once."""

@@ -19,13 +19,13 @@ from urllib.parse import urlencode
 
 import yaml
 from conftest import need
+from running import end
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = sorted((ROOT / "dashboards").glob("*.json"))
 RULES = sorted((ROOT / "alerts").glob("*.rules.yaml"))
 
 START_SECONDS = 20.0
-STOP_SECONDS = 10.0
 REQUEST_SECONDS = 10.0
 
 GRAFANA = {"__rate_interval": "10s", "__interval": "1s", "__range": "60s"}
@@ -77,13 +77,20 @@ class Prometheus:
     """One Prometheus process with its own storage, scraping each second; use it with `with`.
 
     `targets` are URLs (http://HOST:PORT/PATH), all of one job. `labels` are put on each target, as service discovery
-    does.
+    does. `rules` are files; `alertmanager` is the address (HOST:PORT) of whoever is told of alerts.
     """
 
     def __init__(
-        self, targets: Sequence[str], labels: Mapping[str, str] | None = None, job: str = "cni-exporter"
+        self,
+        targets: Sequence[str],
+        labels: Mapping[str, str] | None = None,
+        job: str = "cni-exporter",
+        rules: Sequence[Path] = RULES,
+        alertmanager: str | None = None,
     ) -> None:
         """Describe the process; nothing runs before `start`."""
+        self._rules = rules
+        self._alertmanager = alertmanager
         self._targets = targets
         self._labels = dict(labels or {})
         self._job = job
@@ -104,7 +111,14 @@ class Prometheus:
             }
             scrapes.append(scrape)
         every = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-        return {"global": every, "rule_files": [str(path) for path in RULES], "scrape_configs": scrapes}
+        told = [{"static_configs": [{"targets": [self._alertmanager]}]}] if self._alertmanager else []
+        rules = [str(path) for path in self._rules]
+        return {
+            "global": every,
+            "rule_files": rules,
+            "scrape_configs": scrapes,
+            "alerting": {"alertmanagers": told},
+        }
 
     def start(self) -> None:
         """Start and wait until it is ready. Raises RuntimeError with its log where it does not get there in time."""
@@ -129,12 +143,7 @@ class Prometheus:
     def stop(self) -> None:
         """End the process (our own child only) and remove its storage."""
         if self._process:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(STOP_SECONDS)
+            end(self._process)
             self._process = None
         if self._log:
             self._log.close()

@@ -44,6 +44,16 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def end(process: subprocess.Popen[bytes], seconds: float = 10.0) -> None:
+    """End a child of ours, at the latest after `seconds` by force."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(seconds)
+
+
 class Running:
     """An exporter process on a free port of loopback."""
 

@@ -47,8 +47,14 @@ ENUMERATIONS = {
     "command": ("ADD", "DEL"),
     "program": ("drops", "netns"),
     "operation": ("create", "modify"),
+    "level": ("low", "medium", "high", "critical"),
+    "resource": ("cpu", "memory", "network", "disk"),
+    "origin": ("configured", "learned"),
 }
-OF_PROGRAMS = [name for name, family in FAMILIES.items() if family.owner in {"kernel", "plugins"}]
+OF_PROGRAMS = [
+    *(name for name, family in FAMILIES.items() if family.owner in {"kernel", "plugins"}),
+    *("cni_events_lag_seconds", "cni_top_peer_events_estimated"),
+]
 """Families that nothing but programs in the kernel can fill."""
 SELECTOR = re.compile(r"\b(?:cni_\w+|up\b)(?:\{[^}]*\})?")
 

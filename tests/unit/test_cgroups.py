@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.host.cgroups import Identity, Resources, identify, read
+from exporter.host.cgroups import Identity, Resources, identify, lineage, read
 
 A, B = "a1" * 32, "b2" * 32
 UID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -232,3 +232,15 @@ def test_garbage_in_the_files_raises_nothing(tmp_path_factory: pytest.TempPathFa
     figures = read(root, f"0::/docker/{A}\n".encode())
     for figure in (getattr(figures, name) for name in Resources.__slots__):
         assert figure is None or figure >= 0
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\n", b"0::\n", b"0\n", b"::::\n", b"\xff:\xff:/\xff\n", b"1:cpu:\n"])
+def test_a_lineage_of_garbage_is_of_groups_that_say_nothing(tmp_path: Path, garbage: bytes) -> None:
+    """Whatever /proc/PID/cgroup holds, the answer is figures that are not known."""
+    assert set(lineage(tmp_path, garbage)) == {Resources()}
+
+
+def test_a_lineage_goes_up_to_the_root(tmp_path: Path) -> None:
+    """Each group with its own figures, the nearest first; the root has none of its own here."""
+    _write(tmp_path / "fs" / "cgroup", {"cgroup.controllers": "", "a/pids.current": "9\n", "a/b/pids.current": "4\n"})
+    assert [group.pids for group in lineage(tmp_path, b"0::/a/b\n")] == [4.0, 9.0, None]

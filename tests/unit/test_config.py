@@ -435,6 +435,45 @@ def test_two_rules_of_one_name_are_refused(write: Writer) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "subject", "instead"),
+    [
+        ("pid", "-1", "write a whole number, 0 to 4194304"),
+        ("port", "70000", "write a whole number, 0 to 65535"),
+        ("syscall", "open", "write a whole number, 0 to 1023"),
+        ("command", "sixteen-letters!", "write at most 15 bytes"),
+        ("address", "10.0.0.1/8", 'write an address or a prefix without host bits, for example "10.0.0.0/8"'),
+        ("address", "somewhere", 'write an address or a prefix without host bits, for example "10.0.0.0/8"'),
+    ],
+)
+def test_a_kernel_filter_whose_subject_is_of_another_kind_is_refused(
+    write: Writer, kind: str, subject: str, instead: str
+) -> None:
+    """The second rule is wrong: it is named by its number."""
+    rules = f'[{{kind: port, subject: 53}}, {{kind: {kind}, subject: "{subject}"}}]'
+    (line,) = problems(write(f"load_config:\n  kernel_filters: {rules}"))
+    assert line.split(": ", 1)[1] == f'load_config.kernel_filters: "{subject}" of rule 2 is no {kind}; {instead}'
+
+
+def test_kernel_filters_are_read(write: Writer) -> None:
+    """A number is as good as its digits; all that is left out has its default."""
+    text = """
+load_config:
+  strategy: budget
+  kernel_filters:
+    - {kind: port, subject: 53, classes: [connection, exec], ratio: 0.5}
+    - {kind: address, subject: "2001:db8::/32"}
+    - {kind: container, subject: shop/web-0}
+"""
+    found = load(write(text), None, {}, {}).config.load_config
+    assert found.strategy == "budget"
+    assert [(rule.kind, rule.subject, rule.classes, rule.ratio) for rule in found.kernel_filters] == [
+        ("port", "53", ("connection", "exec"), 0.5),
+        ("address", "2001:db8::/32", (), 0.0),
+        ("container", "shop/web-0", (), 0.0),
+    ]
+
+
+@pytest.mark.parametrize(
     ("content", "line", "part"),
     [
         ("log:\n\tlevel: info\n", 2, "is no YAML or JSON at column 1"),

@@ -65,7 +65,7 @@ def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def test_the_dashboards_are_found() -> None:
     """The tests below have something to look at."""
-    assert {"overview.json", "kernel.json", "cni-config.json"} <= {path.name for path in DASHBOARDS}
+    assert {"overview.json", "kernel.json", "sampling.json", "cni-config.json"} <= {path.name for path in DASHBOARDS}
 
 
 def test_dashboards_are_told_apart() -> None:

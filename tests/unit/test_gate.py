@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter import config, daemon, privacy, probe
+from exporter import config, daemon, privacy, probe, selection
 from exporter.catalog import FAMILIES, Kind
 from exporter.contract import Context, Monitor, Source, Unsupported
 from exporter.daemon import Exporter
@@ -54,7 +54,7 @@ def settings(tmp_path: Path) -> config.Loaded:
 @pytest.fixture
 def exporter(settings: config.Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exporter]:
     """An exporter whose families and standings are full of secrets; no monitor runs."""
-    monkeypatch.setattr(daemon, "monitors", lambda *_: [])
+    monkeypatch.setattr(selection, "monitors", lambda *_: [])
     monkeypatch.setattr(Supervisor, "standings", lambda _: [standing(f"why {TOKEN}"), standing(f"why {OWN}")])
     exporter = Exporter(settings)
     for secret in (TOKEN, OWN):
@@ -107,7 +107,7 @@ def test_no_way_out_shows_a_secret(exporter: Exporter, way: Callable[[Exporter],
 
 def test_check_shows_no_secret(settings: config.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reasons and remedies of sources are the words of clients and daemons: they pass the gate too."""
-    monkeypatch.setattr(daemon, "monitors", lambda *_: [(Monitor("careless", [Careless], 1.0), ())])
+    monkeypatch.setattr(selection, "monitors", lambda *_: [(Monitor("careless", [Careless], 1.0), ())])
     said = probe.as_text(probe.findings(settings.config))
     assert TOKEN not in said
     assert OWN not in said

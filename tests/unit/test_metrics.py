@@ -281,3 +281,26 @@ def test_what_is_in_no_namespace_has_empty_labels_at_once(store: Store) -> None:
     """The kernel programs may meet a packet that belongs to no namespace."""
     store.owned("links").replace({RESETS: {("",): 3.0}})
     assert store.read(RESETS) == [({"namespace": "", "pod": "", "container": ""}, 3.0)]
+
+
+def test_a_family_of_several_writers_is_the_sum_of_their_parts(store: Store) -> None:
+    """Each replaces its own part; a key of both adds up; clearing the owner clears all parts."""
+    one, other = store.owned("kernel", "load"), store.owned("load")
+    seen = "cni_events_seen_total"
+    one.replace({seen: {("exec",): 5.0, ("veth",): 1.0}})
+    other.replace({seen: {("container",): 2.0, ("veth",): 3.0}})
+    assert store.latest(seen) == {("exec",): 5.0, ("veth",): 4.0, ("container",): 2.0}
+    one.replace({seen: {("exec",): 7.0}})
+    assert store.latest(seen) == {("exec",): 7.0, ("veth",): 3.0, ("container",): 2.0}
+    store.clear("load")
+    assert store.latest(seen) == {}
+    other.replace({seen: {("container",): 2.0}})
+    assert store.latest(seen) == {("container",): 2.0}
+
+
+def test_namespaces_are_given_by_the_identity_that_the_kernel_knows(store: Store) -> None:
+    """With inode and cookie, from the link monitor or from the programs' aliases, and the names of the owner."""
+    netns(store, ("11:7", "c1"), ("12:g3", "c2"), ("proc-99:g1", "c3"))
+    containers(store, ("c1", "", "", "web"), ("c3", "shop", "cart-1", "app"))
+    store.owned("kernel").replace({"cni_netns_alias": {("13:9", "proc-99"): 1.0, ("11:7", "proc-98"): 1.0}})
+    assert store.namespaces() == {"11:7": ("c1", ("", "", "web")), "13:9": ("", ("shop", "cart-1", ""))}

@@ -12,7 +12,7 @@ from topologies import HOSTILE, NOW, Families, families
 
 import exporter
 from exporter.drawing import middle
-from exporter.page import Status, duration, render
+from exporter.page import RULE_LIMIT, LearnedRule, Status, duration, render
 from exporter.topology import Rates, Read
 
 STATUS = Status("node-1", "0.1.0", "abcdef0123456789", NOW - 3700, NOW)
@@ -282,3 +282,31 @@ def test_text_has_enough_contrast(scheme: int) -> None:
     for text, ground in pairs:
         bright, dark = sorted((_luminance(colours[text]), _luminance(colours[ground])), reverse=True)
         assert (bright + 0.05) / (dark + 0.05) >= 4.5, f"{text} on {ground}"
+
+
+LOAD: dict[str, list[tuple[dict[str, str], float]]] = {
+    "cni_load_level": [({"level": "low"}, 0.0), ({"level": "critical"}, 1.0)],
+    "cni_load_events_per_second": [({}, 61_000.0)],
+    "cni_load_forecast_events_per_second": [({}, 70_000.0)],
+    "cni_drop_ratio": [({}, 0.85)],
+    "cni_sampling_target_ratio": [({"class": "exec"}, 0.25), ({"class": "netns"}, 1.0)],
+}
+
+
+def test_load_is_told_with_what_is_thinned_and_the_learned_rules() -> None:
+    """Level, load and forecast, ratios below 1, and each learned rule with its name, ratio and time to live."""
+    rules = [
+        LearnedRule("command", "<b>curl</b>", "connection", 0.0123456, 59.4),
+        *(LearnedRule("address", f"192.0.2.{number}", "exec", 0.1, 60) for number in range(RULE_LIMIT + 4)),
+    ]
+    text = Document(render(lambda name: LOAD.get(name, []), STATUS, None, rules)).text
+    for said in ("critical", "61k events/s, 70k planned for · 15% kept", "exec 0.25", "0.0123", "59 s", "5 more rules"):
+        assert said in text
+    assert "<b>curl</b>" in text
+    assert "netns 1" not in text
+    assert "Learned rule" not in render(lambda name: LOAD.get(name, []), STATUS)
+
+
+def test_without_load_management_nothing_is_said_of_load() -> None:
+    """No level, no block."""
+    assert "<h2>Load</h2>" not in render(lambda _: [], STATUS)

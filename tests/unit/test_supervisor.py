@@ -204,3 +204,14 @@ def test_errors_and_losses_are_counted(house: tuple[Supervisor, Store]) -> None:
     kinds = {labels["kind"]: count for labels, count in house[1].read("cni_exporter_monitor_errors_total")}
     assert kinds == {"netlink": 1, "source_failed": 0}
     assert value(house, "queue_dropped_total") == 7
+
+
+def test_a_steady_monitor_keeps_its_interval_while_the_others_do_less() -> None:
+    """What tells when the pressure is over must not be slowed down by it."""
+    supervisor = Supervisor(Store().owned("supervisor"))
+    for steady in (False, True):
+        monitor = Monitor("links", (Scripted,), 1.0, steady=steady)
+        supervisor.add(monitor, Store().owned("links"), Paths())
+    supervisor.slow_down(4.0)
+    assert [runner.slowdown for runner in supervisor.runners] == [4.0, 1.0]
+    assert supervisor.stop(5) == []

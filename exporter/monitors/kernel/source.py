@@ -21,6 +21,7 @@ from exporter.monitors.kernel.departed import Departed, inhabited
 from exporter.monitors.kernel.drops import Drops
 from exporter.monitors.kernel.events import Event, decode
 from exporter.monitors.kernel.lifecycle import Lifecycle
+from exporter.monitors.kernel.peers import PEERED, Peers
 from exporter.monitors.kernel.process import Process, Syscalls
 from exporter.monitors.kernel.programs import LOADS, PROGRAMS
 from exporter.monitors.kernel.reader import Histograms, Reader, Snapshot, Tables
@@ -72,6 +73,7 @@ class KernelSource(Source):
         ]
         self._by_class = {class_: reader for reader in self._readers for class_ in reader.classes}
         self._handling = {c for c, reader in self._by_class.items() if type(reader).handle is not Reader.handle}
+        self._peers = Peers()
         self._departed = Departed(time.monotonic, partial(inhabited, context.paths.procfs))
         for name in rings:
             self._rings[name] = bpf.Ring(manifest.maps[name], self._take)
@@ -98,6 +100,7 @@ class KernelSource(Source):
             histograms |= reader.histograms()
         aliases = self._aliases()
         self._look_for_departed(aliases, snapshot)
+        snapshot |= self._peers.snapshot()
         snapshot |= aliases | self._account() | standings(self._programs) | self._costs() | self._fill()
         lags = self._programs.tally.lags
         histograms["cni_events_lag_seconds"] = {(class_,): lag for class_, lag in lags.items()}
@@ -138,6 +141,8 @@ class KernelSource(Source):
         except ValueError as error:
             self.context.error("record", str(error))
             return
+        if class_ in PEERED:
+            self._peers.note(ctypes.string_at(address, size))
         if not (class_ in self._handling or self._tap or self.context.events.wanted):
             return
         event = decode(ctypes.string_at(address, size))

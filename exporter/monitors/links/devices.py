@@ -53,9 +53,12 @@ class Devices:
 
     def _tell(self, kind: str, link: Link) -> None:
         """Pass an event on to those who watch."""
-        if self._families and self._events.wanted:
-            device: dict[str, str | int | float] = {"device": link.name, "ifindex": link.ifindex}
-            self._events.record_event(KeptEvent(time.time(), "veth", kind, CLASSES["veth"], details=device))
+        if not self._families:
+            return
+        device: dict[str, str | int | float] = {"device": link.name, "ifindex": link.ifindex}
+        if weight := self._events.should_sample("veth", {"kind": kind, **device}):
+            event = KeptEvent(time.time(), "veth", kind, CLASSES["veth"], weight=weight, details=device)
+            self._events.record_event(event)
 
     def compare(self, links: Iterable[Link]) -> None:
         """Count the difference between what is known and a dump."""

@@ -14,7 +14,7 @@ from exporter.contract import Context, Source, Unsupported
 from exporter.monitors.runtimes import sockets
 from exporter.monitors.runtimes.containers import Containers
 from exporter.monitors.runtimes.cri_client import Client, EventStream, decode
-from exporter.monitors.runtimes.record import LIVE, Metadata, Record, Rows, kept, lifecycle, text
+from exporter.monitors.runtimes.record import LIVE, Metadata, Record, Rows, kept, lifecycle, tell, text
 
 if TYPE_CHECKING:
     from exporter.load.admission import KeptEvent
@@ -250,13 +250,12 @@ class Cri(Source):
 
     def _count(self, event: str, container_id: str) -> None:
         self.context.families.add(_COUNTER, (self._runtime, event))
-        if self.context.events.wanted:
-            self._untold.append(lifecycle(self._runtime, event, container_id, time.time()))
+        self._untold.append(lifecycle(self._runtime, event, container_id, time.time()))
 
     def _publish(self) -> None:
         self._table.publish(self.context.families)
         for event in self._untold:
-            self.context.events.record_event(event)
+            tell(self.context.events, event)
         self._untold.clear()
 
     def _shed(self, count: int) -> None:

@@ -14,7 +14,7 @@ from exporter.monitors.runtimes import docker_stream, sockets
 from exporter.monitors.runtimes.containers import Containers
 from exporter.monitors.runtimes.docker_answers import RUNTIME, STATE_AFTER, Event, read_container
 from exporter.monitors.runtimes.docker_stream import EventStream
-from exporter.monitors.runtimes.record import Metadata, Record, lifecycle
+from exporter.monitors.runtimes.record import Metadata, Record, lifecycle, tell
 
 if TYPE_CHECKING:
     import docker
@@ -119,11 +119,10 @@ class DockerEvents(Source):
 
     def _tell(self, events: Iterable[Event]) -> None:
         """Pass the events on to those who watch, when the names are known."""
-        sink = self.context.events
-        for event in events if sink.wanted else ():
+        for event in events:
             if event.action in _COUNTED:
                 kind, seconds = _COUNTED[event.action], event.nanoseconds / 1e9
-                sink.record_event(lifecycle(RUNTIME, kind, event.container_id, seconds))
+                tell(self.context.events, lifecycle(RUNTIME, kind, event.container_id, seconds))
 
     def _put(self, record: Record) -> None:
         if not self._table.put(RUNTIME, record):

@@ -4,10 +4,11 @@ Flows in: values of any shape from a runtime's answer. Flows out: `Record`s of c
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import islice
 
+from exporter.contract import EventSink
 from exporter.load.admission import CLASSES, KeptEvent
 from exporter.privacy import bounded
 
@@ -60,6 +61,13 @@ def lifecycle(runtime: str, kind: str, container_id: str, time: float) -> KeptEv
     return KeptEvent(
         time, "container", kind, CLASSES["container"], container_id=container_id, details={"runtime": runtime}
     )
+
+
+def tell(sink: EventSink, event: KeptEvent) -> None:
+    """Pass a lifecycle event on, where it is to be kept."""
+    attributes = {"kind": event.kind, "container_id": event.container_id, **event.details}
+    if weight := sink.should_sample(event.class_, attributes):
+        sink.record_event(replace(event, weight=weight))
 
 
 @dataclass(frozen=True, slots=True)
