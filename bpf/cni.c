@@ -127,7 +127,7 @@ INLINE void cni_ended(const struct cni_run *run, u32 tgid, u32 status, u32 kind)
     ((u64 *)about.comm.text)[0] = run->plugin.text[0];
     ((u64 *)about.comm.text)[1] = run->plugin.text[1] << 8 >> 8;
     cni_count(run, duration, status);
-    event = (void *)event_reserve(&about, 0, filters_in_use(), sizeof(*event));
+    event = (void *)event_reserve_critical(&about, sizeof(*event));
     if (!event)
         return;
     event->duration = duration;
@@ -136,7 +136,7 @@ INLINE void cni_ended(const struct cni_run *run, u32 tgid, u32 status, u32 kind)
     event->plugin = run->plugin;
     __builtin_memcpy(event->interface, run->interface, sizeof(event->interface));
     __builtin_memcpy(event->container, run->container, sizeof(event->container));
-    event_submit(event);
+    event_submit_critical(event);
 }
 
 /* The number of entries of cni_running, or more. Most of the time it is 0: it spares the ends of all other threads a look

@@ -8,7 +8,6 @@
 #include "common.h"
 
 enum event_class { NETNS, VETH, CNI_RUN, PACKET_DROP, TCP_FAULT, EXEC, CONNECTION, CONNECTION_CLOSE, SYSCALL, CLASSES };
-#define CRITICAL(class) ((class) <= CNI_RUN)
 
 /* The head of each record; its body follows. 48 bytes. */
 struct event {
@@ -171,18 +170,18 @@ INLINE void apply(void *map, const void *key, u32 class, struct terms *terms) {
 }
 
 INLINE void apply_to_flow(const struct flow *flow, u32 filters, u32 class, struct terms *terms) {
-    if (filters & FILTER_PREFIX) {
-        struct prefix prefix = {.length = 128};
-        __builtin_memcpy(prefix.address, flow->source, 16);
-        apply(MAP(filter_prefix), &prefix, class, terms);
-        __builtin_memcpy(prefix.address, flow->destination, 16);
-        apply(MAP(filter_prefix), &prefix, class, terms);
-    }
-    if (filters & FILTER_PORT) {
-        u32 port = flow->source_port;
-        apply(MAP(filter_port), &port, class, terms);
-        port = flow->destination_port;
-        apply(MAP(filter_port), &port, class, terms);
+#pragma clang loop unroll(disable) /* it is the larger part of what is compiled */
+    for (u32 side = 0; side < 2; side++) {
+        const u8 *address = side ? flow->destination : flow->source;
+        if (filters & FILTER_PREFIX) {
+            struct prefix prefix = {.length = 128};
+            __builtin_memcpy(prefix.address, address, 16);
+            apply(MAP(filter_prefix), &prefix, class, terms);
+        }
+        if (filters & FILTER_PORT) {
+            u32 port = side ? flow->destination_port : flow->source_port;
+            apply(MAP(filter_port), &port, class, terms);
+        }
     }
 }
 
@@ -322,20 +321,30 @@ INLINE int event_drawn(u32 class, u64 *chance) {
     u64 drawn = bpf_get_prandom_u32();
     if (drawn >= *chance)
         return 0;
-    if (!CRITICAL(class))
-        *chance = halved(*chance, halvings_by_fill(class));
+    *chance = halved(*chance, halvings_by_fill(class));
     return drawn < *chance;
 }
 
-/* Decides on an event and, where it is kept, gives room in the ring with the head filled in. `size` (head and body) must
- * be a constant. `filters` is what filters_in_use() said: where it has a bit of FILTER_FLOW, `flow` must be filled. The
- * caller fills the body and calls event_submit. 0: the event is not kept, and that is accounted for. */
+/* What becomes of an event for which room was asked in a ring. */
+INLINE struct event *event_placed(struct event *event, struct account *account, const struct subject *about, u64 now,
+                                  u64 chance, u64 size) {
+    if (!event) {
+        RAISE(account->lost, 1);
+        return 0;
+    }
+    RAISE(account->submitted, 1);
+    event_fill(event, about, now, chance, size);
+    return event;
+}
+
+/* Decides on an event that is not critical and, where it is kept, gives room in the ring with the head filled in. `size`
+ * (head and body) must be a constant. `filters` is what filters_in_use() said: where it has a bit of FILTER_FLOW, `flow`
+ * must be filled. The caller fills the body and calls event_submit. 0: the event is not kept, and that is accounted for. */
 INLINE struct event *event_reserve(const struct subject *about, const struct flow *flow, u32 filters, u64 size) {
-    u32 class = about->class, halvings;
+    u32 class = about->class;
     struct account *account = map_lookup(MAP(account), &class);
     u32 *class_ratio = map_lookup(MAP(ratios), &class);
     u64 chance, now, nothing;
-    struct event *event;
     if (!account || !class_ratio)
         return 0;
     RAISE(account->seen, 1);
@@ -352,35 +361,41 @@ INLINE struct event *event_reserve(const struct subject *about, const struct flo
             RAISE(account->filtered, 1);
             return 0;
         }
-        if (!CRITICAL(class)) {
-            halvings = count_keys(about, flow, &comm, filters, &now);
-            chance = halved(chance, halvings);
-        }
+        chance = halved(chance, count_keys(about, flow, &comm, filters, &now));
     }
     if (!event_drawn(class, &chance)) {
         RAISE(account->sampled_out, 1);
         return 0;
     }
-    event = bpf_ringbuf_reserve(CRITICAL(class) ? MAP(lifecycle) : MAP(events), size, 0);
-    if (!event) {
-        RAISE(account->lost, 1);
-        return 0;
-    }
-    RAISE(account->submitted, 1);
-    event_fill(event, about, now, chance, size);
-    return event;
+    return event_placed(bpf_ringbuf_reserve(MAP(events), size, 0), account, about, now, chance, size);
 }
 
-/* Sends an event. The reader is woken by the first that it has not read, and again as each further eighth of the ring fills:
- * so it may let them gather, and no event of a flood has to wake anybody. */
-INLINE void event_submit(void *event) {
-    u64 length = (((struct event *)event)->size + 8 + 7) & ~7ULL, used, flags = 0;
-    if (!CRITICAL(((struct event *)event)->class)) {
-        used = ring_query(MAP(events), 0);
-        if (used / (RING / 8) != (used - length) / (RING / 8))
-            flags = 2; /* BPF_RB_FORCE_WAKEUP */
+/* The same for a critical one: it has a ring of its own, and no rule, key or brake thins it. Only its class can be switched
+ * off as a whole. */
+INLINE struct event *event_reserve_critical(const struct subject *about, u64 size) {
+    u32 class = about->class;
+    struct account *account = map_lookup(MAP(account), &class);
+    u32 *class_ratio = map_lookup(MAP(ratios), &class);
+    if (!account || !class_ratio)
+        return 0;
+    RAISE(account->seen, 1);
+    if (!*class_ratio) {
+        RAISE(account->sampled_out, 1);
+        return 0;
     }
-    bpf_ringbuf_submit(event, flags);
+    return event_placed(bpf_ringbuf_reserve(MAP(lifecycle), size, 0), account, about, 0, WHOLE, size);
+}
+
+/* Sends an event of event_reserve. The reader is woken by the first that it has not read, and again as each further eighth of
+ * the ring fills: so it may let them gather, and no event of a flood has to wake anybody. */
+INLINE void event_submit(void *event) {
+    u64 length = (((struct event *)event)->size + 8 + 7) & ~7ULL, used = ring_query(MAP(events), 0);
+    bpf_ringbuf_submit(event, used / (RING / 8) != (used - length) / (RING / 8) ? 2 /* BPF_RB_FORCE_WAKEUP */ : 0);
+}
+
+/* Sends an event of event_reserve_critical. */
+INLINE void event_submit_critical(void *event) {
+    bpf_ringbuf_submit(event, 0);
 }
 
 #endif

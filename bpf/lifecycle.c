@@ -63,11 +63,11 @@ INLINE void lifecycle_count(u32 what) {
 INLINE void netns_tell(const struct netns_id *id, u32 kind, u64 lifetime, u32 who) {
     struct subject about = {.netns = *id, .class = NETNS, .kind = kind, .who = who};
     struct netns_event *event;
-    event = (void *)event_reserve(&about, 0, filters_in_use() & ~FILTER_FLOW, sizeof(*event));
+    event = (void *)event_reserve_critical(&about, sizeof(*event));
     if (!event)
         return;
     event->lifetime = lifetime;
-    event_submit(event);
+    event_submit_critical(event);
 }
 
 INLINE void netns_observe(u64 lifetime) {
@@ -337,7 +337,7 @@ INLINE void veth_happened(struct net_device *device, struct net *from, struct ne
     if (about.netns.inum == HOST_NETNS)
         lifecycle_count(into ? VETH_MOVED : kind == KIND_CREATED ? VETH_CREATED : VETH_DELETED);
     about.kind = kind;
-    event = (void *)event_reserve(&about, 0, filters_in_use() & ~FILTER_FLOW, sizeof(*event));
+    event = (void *)event_reserve_critical(&about, sizeof(*event));
     if (!event)
         return;
     READ(ifindex, device->ifindex);
@@ -345,7 +345,7 @@ INLINE void veth_happened(struct net_device *device, struct net *from, struct ne
     __builtin_memcpy(event->kind, body.kind, sizeof(event->kind));
     event->other = body.other;
     event->ifindex = ifindex;
-    event_submit(event);
+    event_submit_critical(event);
 }
 
 INLINE struct net *netns_of_device(struct net_device *device) {

@@ -11,7 +11,7 @@ from exporter.joins import Workload
 from exporter.load.decision import Settings
 from exporter.load.filters import Rule as PatternRule
 from exporter.monitors.kernel.controls import Rule
-from exporter.monitors.kernel.shapes import CLASSES
+from exporter.monitors.kernel.shapes import THINNED
 
 KINDS = {"command": "comm", "address": "prefix", "container": "netns"}
 """What users and metrics call a kind of rule, and what the kernel's maps call it; the others have one name."""
@@ -56,7 +56,7 @@ def _means(subject: str, container_id: str, workload: Workload) -> bool:
 
 
 def _rule(one: KernelFilter, kind: str, subject: str) -> Rule:
-    return Rule(kind, subject, one.classes or CLASSES, one.ratio, instead=one.ratio > 0)
+    return Rule(kind, subject, one.classes or THINNED, one.ratio, instead=one.ratio > 0)
 
 
 def settings(section: LoadConfig) -> Settings:

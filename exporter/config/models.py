@@ -14,9 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from exporter.config.texts import Address, FamilyName, FilePath, Pattern, Subject, Text, one_or_more
 from exporter.config.values import Duration, Number, Size, Switch, Whole
 
-KernelClass = Literal[
-    "netns", "veth", "cni_run", "packet_drop", "tcp_fault", "exec", "connection", "connection_close", "syscall"
-]
+KernelClass = Literal["packet_drop", "tcp_fault", "exec", "connection", "connection_close", "syscall"]
 Preset = Literal["development", "production", "high-performance", "minimal"]
 
 _On = Annotated[bool, Switch()]
@@ -157,7 +155,10 @@ class KernelFilter(_Section):
         description="A PID; a command's first 15 bytes; an address or prefix; a port; a system call's number; a "
         "container's name, its id or the beginning of that (6 digits or more), or `namespace/pod`."
     )
-    classes: tuple[KernelClass, ...] = Field(default=(), description="Classes of events that it holds for; empty: all.")
+    classes: tuple[KernelClass, ...] = Field(
+        default=(),
+        description="Classes of events that it holds for; empty: all but critical ones, which are always kept.",
+    )
     ratio: _Ratio = Field(default=0.0, description="Ratio that is kept, whatever the load; 0: none.")
 
 

@@ -15,7 +15,7 @@ from exporter.monitors.kernel.source import KernelSource
 
 __all__ = ["namespace"]
 
-pytestmark = pytest.mark.real("root", "ip")
+pytestmark = [pytest.mark.real("root", "ip"), pytest.mark.host]
 
 CONNECTIONS = """
 import socket

@@ -11,7 +11,7 @@ from exporter.monitors import kernel
 from exporter.monitors.kernel import programs
 from exporter.monitors.kernel.source import KernelSource
 
-pytestmark = pytest.mark.real("root")
+pytestmark = [pytest.mark.real("root"), pytest.mark.host]
 
 
 def test_only_the_functions_that_are_attached_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

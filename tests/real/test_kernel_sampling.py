@@ -28,7 +28,7 @@ from exporter.monitors.kernel.controls import Controls, Counts, Rule
 from exporter.monitors.kernel.events import Event
 from exporter.monitors.kernel.source import KernelSource
 
-pytestmark = pytest.mark.real("root", "ip")
+pytestmark = [pytest.mark.real("root", "ip"), pytest.mark.host]
 
 CALLS = range(500, 522)
 SYSCALL = ("syscall",)

@@ -16,7 +16,7 @@ from typing import Literal
 
 from exporter.host.bpf import Map
 from exporter.monitors.kernel.events import address, netns_key
-from exporter.monitors.kernel.shapes import CLASSES
+from exporter.monitors.kernel.shapes import CLASSES, THINNED
 
 _RULE = struct.Struct("=IIII16I")  # struct rule: masks thins, instead, learned; slot; ratios
 _NETNS = struct.Struct("=QIxxxx")  # struct netns_id: cookie, inum
@@ -34,7 +34,6 @@ _BITS = {  # enum filter of events.h, in its order
 _COUNTING = {"netns": 1 << 16, "comm": 1 << 17, "prefix": 1 << 18}  # enum counting
 _COUNT_QUOTA = 1 << 19
 _QUOTA = 2  # slot of the map constants
-_COUNTED = CLASSES[3:]  # FIRST_COUNTED: critical classes are never thinned by key
 _HEAVIEST = 64  # keys of a kind and class that are told
 _ACCOUNT = ("seen", "filtered", "sampled_out", "lost")  # struct account
 KINDS = tuple(_BITS)
@@ -54,7 +53,7 @@ class Rule:
     subject: str | int
     """PID, port, number of a system call, id of a cgroup (inode of its directory), network namespace (`inode:cookie`,
     as in the families), address or prefix, command (its first 15 bytes; such as are no UTF-8 as in os.fsdecode)."""
-    classes: tuple[str, ...] = CLASSES
+    classes: tuple[str, ...] = THINNED
     ratio: float = 0.0
     """Share that is kept, 0 to 1; 0 of a configured rule filters."""
     origin: Literal["configured", "learned"] = "configured"
@@ -203,7 +202,7 @@ class Controls:
             name: {class_: total[number] - before[class_][number] for class_, total in self._totals.items()}
             for number, name in enumerate(_ACCOUNT)
         }
-        keys: dict[str, dict[Key, int]] = {class_: {} for class_ in _COUNTED}
+        keys: dict[str, dict[Key, int]] = {class_: {} for class_ in THINNED}
         for loads in self._loads.values():
             for class_, heaviest in loads.gained().items():
                 keys[class_] |= heaviest
@@ -227,10 +226,10 @@ class _Loads:
 
     def gained(self) -> dict[str, dict[Key, int]]:
         """Give what each class' heaviest keys sent since the last call. What has not changed is not even added up."""
-        gains: list[list[tuple[int, bytes]]] = [[] for _ in _COUNTED]
+        gains: list[list[tuple[int, bytes]]] = [[] for _ in THINNED]
         read = {}
         for key, value in self._map.items():
-            raw, counts = self._before.get(key, (b"", (0,) * len(_COUNTED)))
+            raw, counts = self._before.get(key, (b"", (0,) * len(THINNED)))
             if raw != value:
                 before, counts = counts, self._counts(value)
                 gain = [(new - old) % _WRAP for new, old in zip(counts, before, strict=True)]
@@ -243,12 +242,12 @@ class _Loads:
         self._before = read
         return {
             class_: {(self._kind, _subject(self._kind, key)): amount for amount, key in heapq.nlargest(_HEAVIEST, gain)}
-            for class_, gain in zip(_COUNTED, gains, strict=True)
+            for class_, gain in zip(THINNED, gains, strict=True)
         }
 
     def _counts(self, value: bytes) -> tuple[int, ...]:
         words = memoryview(value).cast("I")
-        return tuple(sum(words[number :: self._map.value_size // 4]) % _WRAP for number in range(len(_COUNTED)))
+        return tuple(sum(words[number :: self._map.value_size // 4]) % _WRAP for number in range(len(THINNED)))
 
 
 def _u32(number: int) -> bytes:

@@ -107,3 +107,6 @@ CLASSES = (
     *("exec", "connection", "connection_close", "syscall"),
 )
 """Event classes, in the order of enum event_class in events.h."""
+
+THINNED = CLASSES[3:]
+"""Those that are not critical: rules, counts by key and the brake are for them alone."""
