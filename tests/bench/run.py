@@ -32,8 +32,8 @@ ROUNDS = 11
 _START_SECONDS = 20.0
 _SETTLED = 4.0  # seconds until 250 containers have their names
 _ENCODED = "cni_veth_receive_bytes_total"
-_STREAM = 2 << 30  # bytes: a second or so, which one scrape falls into
-_STREAMS = 41  # pairs of them: what is looked for is less than the difference between two
+_STREAM = 1 << 30  # bytes: half a second or so
+_STREAMS = 21  # pairs of them: what is looked for is less than the difference between two
 _BETWEEN_SCRAPES = 1.2  # longer than any monitor's max_age, so that each scrape pays for its update
 
 Probe = Callable[[], float]
