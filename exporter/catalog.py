@@ -483,7 +483,7 @@ _LOAD = (
         Kind.HISTOGRAM,
         ("class",),
         cap=20,
-        buckets=(0.0001, 0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0),
+        buckets=(0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
     ),
     _by_class("cni_sampling_ratio", "Share of the events behind filters that was kept last.", Kind.GAUGE),
     _by_class("cni_sampling_target_ratio", "Share of the events behind filters that is to be kept.", Kind.GAUGE),

@@ -31,9 +31,9 @@ class Tally:
     """Records taken out."""
     lags: dict[str, list[float]] = field(default_factory=dict)
     """Histograms of the time from event to handling: counts per bucket, then the sum in seconds."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0.0))
     """Sum of the records' weights: an estimate, without bias, of how many events passed filters and were not lost."""
-    variances: dict[str, float] = field(default_factory=dict)
+    variances: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0.0))
     """Estimated variance of that: the sum of weight * (weight - 1) (Horvitz-Thompson, each event drawn by itself)."""
     busy: float = 0.0
     """CPU seconds that the thread has spent on records."""
@@ -63,8 +63,8 @@ class Tally:
         for (number, ratio), count in new.items():
             class_, stands_for = CLASSES[number], weight(ratio)
             self.handled[class_] += count
-            self.weights[class_] = self.weights.get(class_, 0.0) + count * stands_for
-            self.variances[class_] = self.variances.get(class_, 0.0) + count * stands_for * (stands_for - 1)
+            self.weights[class_] += count * stands_for
+            self.variances[class_] += count * stands_for * (stands_for - 1)
         for class_, (*counts, total) in zip(CLASSES, self._late, strict=True):
             if any(counts):
                 self.lags[class_] = [*map(float, counts), total / 1e9]
