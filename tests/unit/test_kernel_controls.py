@@ -260,8 +260,8 @@ def test_a_tally_knows_what_records_stand_for() -> None:
     tally.settle()
     tally.settle()
     assert tally.handled == {"packet_drop": 10}
-    assert tally.weights == {"packet_drop": 5 + 6 + 8}
-    assert tally.variances == {"packet_drop": 3 * 2 + 2 * 12}
+    assert tally.weights == dict.fromkeys(CLASSES, 0) | {"packet_drop": 5 + 6 + 8}
+    assert tally.variances == dict.fromkeys(CLASSES, 0) | {"packet_drop": 3 * 2 + 2 * 12}
     *counts, total = tally.lags["packet_drop"]
     assert sum(counts) == 10
     assert total == pytest.approx(0.02)
