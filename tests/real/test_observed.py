@@ -1,6 +1,7 @@
 """The same questions as in test_prometheus.py, asked of the real exporter on a host with a real container."""
 
 import contextlib
+import json
 import shutil
 import subprocess
 import threading
@@ -68,6 +69,20 @@ def happening(pid: int, plugins: Path) -> Iterator[None]:
         thread.join(60)
 
 
+def configurations(place: Path) -> Path:
+    """Make a directory with a configuration in force, of whose addresses one is leased, and one that is broken."""
+    leases = place / "leases"
+    (leases / "pods").mkdir(parents=True)
+    (leases / "pods" / "10.99.0.2").write_text("c0ffee\r\neth0")
+    ipam = {"type": "host-local", "subnet": "10.99.0.0/24", "dataDir": str(leases)}
+    network = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge", "ipam": ipam}]}
+    directory = place / "net.d"
+    directory.mkdir()
+    (directory / "10-pods.conflist").write_text(json.dumps(network))
+    (directory / "90-broken.conflist").write_text('{"cniVersion": ')
+    return directory
+
+
 @pytest.fixture(scope="module")
 def exporter_url(need: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of an exporter that watches a container with limits and a published port."""
@@ -76,12 +91,12 @@ def exporter_url(need: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
         limits = {"mem_limit": "64m", "cpu_period": 100_000, "cpu_quota": 50_000}
         dockerd.run("limited", ports={"80/tcp": ("127.0.0.1", None)}, **limits)
         pid = dockerd.client.containers.get("limited").attrs["State"]["Pid"]
-        plugins = tmp_path_factory.mktemp("plugins")
+        plugins, place = tmp_path_factory.mktemp("plugins"), tmp_path_factory.mktemp("cni")
         for name in ("true", "false"):
             shutil.copy(need("busybox"), plugins / name)
         settings = {
             "container_config": {"docker_socket": [str(dockerd.socket)], "container_runtimes": ["docker"]},
-            "cni_config": {"bin_paths": [str(plugins)]},
+            "cni_config": {"bin_paths": [str(plugins)], "config_paths": [str(configurations(place))]},
             "audit": {"path": str(tmp_path_factory.mktemp("audit") / "audit.jsonl")},
         }
         exporter = Running(tmp_path_factory.mktemp("observed"), settings).ready(60)
