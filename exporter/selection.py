@@ -25,8 +25,9 @@ def monitors(config: Config, programs: kernel.Programs | None = None) -> list[tu
     served = {probe for probe in ("netns", "veth", "cni") if programs and programs.serves(probe)}
     selected: list[tuple[Monitor, Owners]] = [
         (links.monitor(counts_netns="netns" not in served, counts_veths="veth" not in served), ("links", "lifecycle")),
-        (host_load.monitor(config.load_config.memory_threshold), ("host_load",)),
     ]
+    if config.general.enable_load_management:
+        selected.append((host_load.monitor(config.load_config.memory_threshold), ("host_load",)))
     if config.container_config.namespace_monitoring:
         selected.append((namespaces.monitor(), ("namespaces",)))
     if programs:

@@ -105,4 +105,7 @@ def _cut(
     if keys is not None:
         kind = dominant_kind(keys, settings.rule_kinds, have)
         heaviest = [(key, min(rate, claim.rate)) for key, rate in keys.heaviest(kind, settings.max_rules + 1)]
-    return fill(Share(claim.rate, amount, claim.ceiling, claim.least, settings.max_rules), heaviest, have)
+    ceiling = claim.ceiling
+    if outlook.pressed["cpu"] and not claim.rate:  # nothing of it to halve, but what may come is halved from its first
+        ceiling = max(ceiling * _CPU_SHARE, claim.least)
+    return fill(Share(claim.rate, amount, ceiling, claim.least, settings.max_rules), heaviest, have)

@@ -123,7 +123,8 @@ def test_minimal_shows_traffic_and_costs_less(start: Start) -> None:
     assert not scrape.all("cni_bpf_program_attached")
     assert not any(features(scrape)[name] for name in ("ebpf", "kubernetes", "resource_monitoring", "load_management"))
     assert not scrape.all("cni_namespaces")
-    assert {labels["monitor"] for labels, _ in scrape.all("cni_exporter_monitor_up")} == {"links", "docker", "cgroup"}
+    monitors = {labels["monitor"] for labels, _ in scrape.all("cni_exporter_monitor_up")}
+    assert monitors == {"links", "docker", "cgroup", "cni_config"}
     assert scrape.all("cni_veth_info")
     assert levels(small) <= {"warning", "error"}
     assert len(scrape.samples) < len(ordinary.scrape().samples)
