@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from netns import namespace
 from recorder import Recorder
 
 from exporter.host.bpf import Map
@@ -27,6 +28,8 @@ from exporter.monitors.kernel import events
 from exporter.monitors.kernel.controls import Controls, Counts, Rule
 from exporter.monitors.kernel.events import Event
 from exporter.monitors.kernel.source import KernelSource
+
+__all__ = ["namespace"]
 
 pytestmark = [pytest.mark.real("root", "ip"), pytest.mark.host]
 
@@ -160,17 +163,6 @@ def bench(programs: kernel.Programs) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def namespace() -> Iterator[str]:
-    name = f"cnis{os.getpid()}"
-    _ip("netns", "add", name)
-    try:
-        _ip("-n", name, "link", "set", "lo", "up")
-        yield name
-    finally:
-        _ip("netns", "del", name)
-
-
-@pytest.fixture
 def cgroups() -> Iterator[list[str]]:
     """Directories of 52 control groups of version 2, whose inodes are their ids."""
     with tempfile.TemporaryDirectory() as directory:
@@ -196,10 +188,6 @@ def _remove(group: Path) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, timeout=10, capture_output=True)
 
 
 def _estimate(kept: list[Event]) -> tuple[float, float]:
