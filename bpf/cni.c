@@ -124,8 +124,8 @@ INLINE void cni_ended(const struct cni_run *run, u32 tgid, u32 status, u32 kind)
     u64 duration = bpf_ktime_get_ns() - run->begun;
     struct subject about = {.netns = run->netns, .class = CNI_RUN, .kind = kind, .who = WHO_IS_KNOWN, .pid = tgid};
     struct cni_event *event;
-    ((u64 *)about.comm.text)[0] = run->plugin.text[0];
-    ((u64 *)about.comm.text)[1] = run->plugin.text[1] << 8 >> 8;
+    about.comm.words[0] = run->plugin.text[0];
+    about.comm.words[1] = run->plugin.text[1] << 8 >> 8;
     cni_count(run, duration, status);
     event = (void *)event_reserve_critical(&about, sizeof(*event));
     if (!event)

@@ -26,14 +26,42 @@ struct drop_event {
     struct flow flow;
 };
 
-/* Addresses and ports of an IPv4 or IPv6 packet whose network header is known, in one read of kernel memory (it is what
- * costs most here) where IPv4 has no options. Extension headers of IPv6 are not followed. */
+/* Addresses and ports of an IPv4 or IPv6 packet whose network header is known; of IPv6, extension headers are not followed. */
+#ifdef HAVE_CAST
+INLINE void flow_of_packet(struct sk_buff *skb, u16 protocol, struct flow *flow) {
+    const unsigned char *at = skb->head + skb->network_header;
+    if (protocol == 0x0800) {
+        const u8 *header = cast(at, BTF_ID_iphdr);
+        flow->family = 2;
+        flow->protocol = header[9];
+        address4(flow->source, *(u32 *)(header + 12));
+        address4(flow->destination, *(u32 *)(header + 16));
+        at += (header[0] & 15) * 4;
+    } else if (protocol == 0x86dd) {
+        const u8 *header = cast(at, BTF_ID_ipv6hdr);
+        const u32 *own = (const u32 *)(header + 8), *peer = (const u32 *)(header + 24);
+        flow->family = 10;
+        flow->protocol = header[6];
+        address6(flow->source, own[0], own[1], own[2], own[3]);
+        address6(flow->destination, peer[0], peer[1], peer[2], peer[3]);
+        at += 40;
+    } else {
+        return;
+    }
+    if (flow->protocol == 6 || flow->protocol == 17 || flow->protocol == 132) {
+        const u16 *ports = cast(at, BTF_ID_udphdr);
+        flow->source_port = bpf_ntohs(ports[0]);
+        flow->destination_port = bpf_ntohs(ports[1]);
+    }
+}
+#else
+/* In one read where IPv4 has no options. */
 INLINE void flow_of_packet(struct sk_buff *skb, u16 protocol, struct flow *flow) {
     unsigned char *at = skb->head + skb->network_header;
     struct {
         u8 network[40];
         u16 ports[2];
-    } raw;
+    } __attribute__((aligned(8))) raw;
     u32 *words = (u32 *)raw.network;
     u16 *ports = raw.ports;
     if (protocol == 0x0800) {
@@ -51,8 +79,10 @@ INLINE void flow_of_packet(struct sk_buff *skb, u16 protocol, struct flow *flow)
             return;
         flow->family = 10;
         flow->protocol = raw.network[6];
-        __builtin_memcpy(flow->source, raw.network + 8, 16);
-        __builtin_memcpy(flow->destination, raw.network + 24, 16);
+        for (u32 i = 0; i < 2; i++) {
+            flow->source[i] = ((u64 *)raw.network)[1 + i];
+            flow->destination[i] = ((u64 *)raw.network)[3 + i];
+        }
     } else {
         return;
     }
@@ -61,6 +91,7 @@ INLINE void flow_of_packet(struct sk_buff *skb, u16 protocol, struct flow *flow)
         flow->destination_port = bpf_ntohs(ports[1]);
     }
 }
+#endif
 
 /* The namespace, and the device where the packet is on one. */
 INLINE struct net *netns_of_packet(struct sk_buff *skb, struct netns_id *id, struct net_device **on) {
@@ -86,28 +117,27 @@ INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
     struct subject about = {.class = PACKET_DROP, .who = WHO_IS_NOBODY};
     struct flow flow = {};
     struct net_device *device = 0;
-    struct net *net = netns_of_packet(skb, &key.netns, &device);
+    struct net *net = netns_of_packet(skb, &about.netns, &device);
     struct drop_event *event;
-    u32 filters;
+    u64 filters;
     u16 protocol = bpf_ntohs(skb->protocol);
     if (!device && !protocol) /* a message of a Unix or netlink socket, no packet */
         return 0;
+    key.netns = about.netns;
     if (COUNT(drops, &key, 1) && net)
         netns_note(net, &key.netns);
-    about.netns = key.netns;
-    filters = filters_in_use();
+    filters = filters_in_use(PACKET_DROP);
     if (filters & FILTER_FLOW)
         flow_of_packet(skb, protocol, &flow);
     event = (void *)event_reserve(&about, &flow, filters, sizeof(*event));
     if (!event)
         return 0;
-    if (!(filters & FILTER_FLOW))
-        flow_of_packet(skb, protocol, &flow);
+    __builtin_memset(&event->flow, 0, sizeof(event->flow));
+    flow_of_packet(skb, protocol, &event->flow);
     event->location = location;
     event->reason = reason;
     event->protocol = protocol;
     event->pad[0] = event->pad[1] = event->pad[2] = 0;
-    event->flow = flow;
     event->ifindex = device ? device->ifindex : 0;
     event->device[0] = device ? ((u64 *)device->name)[0] : 0;
     event->device[1] = device ? ((u64 *)device->name)[1] : 0;

@@ -45,7 +45,7 @@ int process_exec(unsigned long long *ctx) {
         struct process_start since = {.begun = bpf_ktime_get_ns(), .start = group_start(task), .netns = about.netns};
         map_update(MAP(process_started), &tgid, &since, 0);
     }
-    event = (void *)event_reserve(&about, 0, filters_in_use(), sizeof(*event));
+    event = (void *)event_reserve(&about, 0, filters_in_use(EXEC), sizeof(*event));
     if (!event)
         return 0;
     event->duration = 0;
@@ -74,7 +74,7 @@ int process_exit(unsigned long long *ctx) {
     about.netns = since->netns;
     if (map_delete(MAP(process_started), &tgid) || start != group_start(task))
         return 0;
-    event = (void *)event_reserve(&about, 0, filters_in_use(), sizeof(*event));
+    event = (void *)event_reserve(&about, 0, filters_in_use(EXEC), sizeof(*event));
     if (!event)
         return 0;
     event->duration = duration;

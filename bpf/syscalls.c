@@ -21,17 +21,14 @@ int syscall_enter(unsigned long long *ctx) {
     u32 *named = map_lookup(MAP(syscalls), &number);
     u64 *exporter;
     struct syscall_event *event;
-    struct net *net;
     if (!named || !*named)
         return 0;
     exporter = map_lookup(MAP(constants), &zero);
     if (exporter && bpf_get_current_pid_tgid() >> 32 == *exporter)
         return 0;
-    net = netns_of_current();
-    if (net)
-        netns_read(net, &about.netns);
+    netns_load_current(&about.netns);
     about.syscall = number;
-    event = (void *)event_reserve(&about, 0, filters_in_use(), sizeof(*event));
+    event = (void *)event_reserve(&about, 0, filters_in_use(SYSCALL), sizeof(*event));
     if (!event)
         return 0;
     event->number = number;

@@ -70,8 +70,9 @@ INLINE void flow_of_socket(const struct sock *sk, struct flow *flow) {
     }
 #ifdef HAVE_sock___sk_common_skc_v6_daddr
     else {
-        bpf_probe_read_kernel(flow->source, 16, &sk->__sk_common.skc_v6_rcv_saddr);
-        bpf_probe_read_kernel(flow->destination, 16, &sk->__sk_common.skc_v6_daddr);
+        const u32 *own = (const u32 *)&sk->__sk_common.skc_v6_rcv_saddr, *peer = (const u32 *)&sk->__sk_common.skc_v6_daddr;
+        address6(flow->source, own[0], own[1], own[2], own[3]);
+        address6(flow->destination, peer[0], peer[1], peer[2], peer[3]);
     }
 #endif
 }
@@ -85,17 +86,18 @@ INLINE struct net *netns_of_socket(const struct sock *sk, struct netns_id *id) {
 INLINE void count_tcp(struct net *net, const struct netns_id *id, u32 what) {
     struct tcp_key key = {.netns = *id, .what = what};
     if (COUNT(tcp, &key, 1))
-        netns_note(net, id);
+        netns_note(net, &key.netns);
 }
 
 INLINE void observe_connect(const struct netns_id *id, u64 duration) {
     static const u64 bounds[CONNECT_BUCKETS] = {CONNECT_BOUNDS};
-    struct connect_time *times = map_lookup(MAP(tcp_connect), id);
+    struct netns_id key = *id;
+    struct connect_time *times = map_lookup(MAP(tcp_connect), &key);
     u32 slot = 0;
     if (!times) {
         struct connect_time empty = {};
-        map_update(MAP(tcp_connect), id, &empty, 1);
-        times = map_lookup(MAP(tcp_connect), id);
+        map_update(MAP(tcp_connect), &key, &empty, 1);
+        times = map_lookup(MAP(tcp_connect), &key);
         if (!times) {
             insert_failed(MAP_ID_tcp_connect);
             return;
@@ -118,16 +120,16 @@ struct tcp_change {
 
 INLINE void tell(const struct sock *sk, const struct tcp_change *change) {
     struct flow flow = {};
-    u32 filters = filters_in_use();
+    u64 filters = filters_in_use(change->about.class);
     struct tcp_event *event;
     if (filters & FILTER_FLOW && sk)
         flow_of_socket(sk, &flow);
     event = (void *)event_reserve(&change->about, &flow, filters, sizeof(*event));
     if (!event)
         return;
-    if (!(filters & FILTER_FLOW) && sk)
-        flow_of_socket(sk, &flow);
-    event->flow = flow;
+    __builtin_memset(&event->flow, 0, sizeof(event->flow));
+    if (sk)
+        flow_of_socket(sk, &event->flow);
     event->duration = change->since ? event->head.time - change->since : 0;
     event->sent = 0;
     event->received = 0;
@@ -171,7 +173,7 @@ INLINE void asked(u64 key) {
     struct tcp_connecting *entry = map_lookup(MAP(tcp_connecting), &key);
     if (wanted(TCP_FAULT) || wanted(CONNECTION)) {
         now.pid = bpf_get_current_pid_tgid() >> 32;
-        bpf_get_current_comm(&now.comm, sizeof(now.comm));
+        comm_of_current(&now.comm);
     }
     if (entry)
         *entry = now;

@@ -265,7 +265,10 @@ def test_an_event_says_who_talked_to_whom(running: Running) -> None:
     running.run(
         "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.bind(('127.0.0.1',1031))\n"
         "s.sendto(b'x',('127.0.0.1',9))\ns=socket.socket(socket.AF_INET6,socket.SOCK_DGRAM)\n"
-        "s.bind(('::1',1033))\ns.sendto(b'x',('::1',9))"
+        "s.bind(('::1',1033))\ns.sendto(b'x',('::1',9))\n"
+        "s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.bind(('127.0.0.1',1035))\n"
+        "s.setsockopt(0,4,b'\\x01'*12)\ns.sendto(b'x',('127.0.0.3',9))\n"  # IP_OPTIONS: nothing, twelve times
+        "s=socket.socket(socket.AF_INET6)\ns.bind(('::1',1037))\ns.connect_ex(('::1',9))\n"
     )
     running.source.update()
     own = [event for event in shown if event["netns"] == running.key]
@@ -275,7 +278,10 @@ def test_an_event_says_who_talked_to_whom(running: Running) -> None:
     assert (four["destination"], four["destination_port"], four["weight"]) == ("127.0.0.1", 9, 1.0)
     six = next(event for event in own if event.get("source_port") == 1033)
     assert (six["source"], six["destination"], six["destination_port"]) == ("::1", "::1", 9)
-    failed = [event for event in own if event.get("what") == "failed"]
+    long = next(event for event in own if event.get("source_port") == 1035)
+    assert (long["source"], long["destination"], long["destination_port"]) == ("127.0.0.1", "127.0.0.3", 9)
+    *failed, last = [event for event in own if event.get("what") == "failed"]
+    assert (last["local"], last["local_port"], last["remote"], last["remote_port"]) == ("::1", 1037, "::1", 9)
     assert len(failed) == 7
     assert {(event["remote"], event["remote_port"], event["direction"]) for event in failed} == {
         ("127.0.0.1", 9, "outgoing")

@@ -34,6 +34,7 @@ __all__ = ["namespace"]
 pytestmark = [pytest.mark.real("root", "ip"), pytest.mark.host]
 
 CALLS = range(500, 522)
+PENDING = 16  # events like one before count so many at a time for their keys
 SYSCALL = ("syscall",)
 KINDS = ("netns", "comm", "prefix")
 WHO = """
@@ -313,7 +314,9 @@ def test_weights_are_unbiased_whatever_thins(bench: Bench) -> None:
         bench.programs.tally.settle()
         assert bench.programs.tally.weights["syscall"] - before == pytest.approx(estimate)
         if counted:
-            assert counts.keys["syscall"] == {("netns", key): sent, ("comm", "flood"): sent}
+            keys = counts.keys["syscall"]
+            assert keys.keys() == {("netns", key), ("comm", "flood")}
+            assert all(abs(count - sent) < PENDING for count in keys.values()), "what was pending before is told now"
 
 
 def test_a_quota_tames_a_heavy_hitter_in_the_same_second(bench: Bench) -> None:
@@ -357,7 +360,7 @@ def test_a_reader_that_stands_still_loses_nothing(bench: Bench, namespace: str) 
 
 
 def test_a_hundred_thousand_commands_are_counted_within_bounds(bench: Bench, programs: kernel.Programs) -> None:
-    """Names of any bytes, each used once: the maps keep their size, say what they put out; a heavy name is exact."""
+    """Names of any bytes, each used once: the maps keep their size, say what they put out; a heavy name is counted."""
     bench.count(*KINDS)
     bench.controls.apply({"syscall": 0.01}, ())
     before = _inserts(programs, "load_comm")
@@ -369,11 +372,11 @@ def test_a_hundred_thousand_commands_are_counted_within_bounds(bench: Bench, pro
     counts = bench.controls.observe()
     assert counts.seen["syscall"] == 110_000
     keys = counts.keys["syscall"]
-    assert keys["comm", "\udcffheavy"] == 10_000
+    assert 10_000 - PENDING < keys["comm", "\udcffheavy"] <= 10_000
     assert len([kind for kind, _ in keys if kind == "comm"]) <= 64
     load = Map(programs.manifest.maps["load_comm"])
     assert len(list(load.items())) <= load.capacity == 1024
-    assert _inserts(programs, "load_comm") - before >= 100_001
+    assert _inserts(programs, "load_comm") - before >= 100_001 - 64, "the last of each place are not counted yet"
     bench.controls.apply({"syscall": 1.0}, [Rule("comm", "\udcffheavy", SYSCALL)])
     bench.run("rename(b'\\xffheavy')\nfor _ in range(23): call(500)")
     assert bench.controls.observe().filtered["syscall"] == 23
@@ -389,16 +392,17 @@ def _inserts(programs: kernel.Programs, name: str) -> int:
 
 
 def test_addresses_are_counted(bench: Bench, namespace: str) -> None:
-    """What each of three senders had dropped, by its address, exactly."""
+    """What each of three senders had dropped, by its address, sixteen at a time."""
     bench.count(*KINDS)
     bench.run(
-        "for last, times in ((1, 23), (2, 29), (3, 31)):\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "for last, times in ((1, 23), (2, 48), (3, 71)):\n"
         "    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n    udp.bind((f'127.9.9.{last}', 0))\n"
         "    for _ in range(times): udp.sendto(b'x', ('127.0.0.1', 9))\n",
         namespace=namespace,
     )
     keys = bench.controls.observe().keys["packet_drop"]
-    assert [keys["prefix", f"127.9.9.{last}"] for last in (1, 2, 3)] == [23, 29, 31]
+    assert [keys["prefix", f"127.9.9.{last}"] for last in (1, 2, 3)] == [16, 48, 64]
 
 
 def test_a_bell_that_rings_once_is_answered_later(bench: Bench) -> None:

@@ -6,7 +6,9 @@ import os
 import re
 import select
 import struct
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from exporter.monitors.kernel.controls import Controls, Rule
 from exporter.monitors.kernel.shapes import CLASSES, THINNED
 
 BPF = Path(__file__).parents[2] / "bpf"
-EVENTS = "".join((BPF / name).read_text(encoding="utf-8") for name in ("common.h", "events.h"))
+EVENTS = "".join((BPF / name).read_text(encoding="utf-8") for name in ("common.h", "rules.h", "events.h"))
 CPUS = 2
 KEY = "4026532001:41"
 DROP = CLASSES.index("packet_drop")
@@ -71,6 +73,12 @@ def _made(maps: dict[str, FakeMap], *counted: str, quota: int = 0) -> Controls:
     return Controls({name: name for name in maps}, counted, quota)  # type: ignore[arg-type] - names for descriptors
 
 
+def _flags(maps: dict[str, FakeMap], class_: str = "packet_drop") -> tuple[int, int]:
+    """What the programs are told of a class: kinds of rules and of counts, generation."""
+    word = maps["filters"].get(controls._u32(CLASSES.index(class_))) or b""
+    return divmod(int.from_bytes(word, sys.byteorder), 1 << 32)[::-1]
+
+
 def _rule(maps: dict[str, FakeMap], kind: str) -> tuple[int, ...]:
     (value,) = maps[f"filter_{kind}"].entries.values()
     return struct.unpack("=IIII16I", value)
@@ -103,11 +111,37 @@ def test_a_rule_is_written_for_its_classes(maps: dict[str, FakeMap]) -> None:
     thins, instead, learned, _, *ratios = _rule(maps, "netns")
     assert (thins, instead, learned) == (0, 0, 1 << DROP)
     assert ratios[DROP] == 1 << 30
-    assert maps["filters"].get(bytes(4)) == controls._u32(32)
+    assert _flags(maps)[0] == 32
+    assert _flags(maps, "exec")[0] == 0, "there is no rule for it"
     assert made.ratio("exec") == 0.5
     made.apply({}, ())
-    assert maps["filters"].get(bytes(4)) == bytes(4)
+    assert _flags(maps)[0] == 0
     assert not maps["filter_netns"].entries
+
+
+def test_what_the_programs_said_holds_until_something_changes(maps: dict[str, FakeMap]) -> None:
+    """The generation is another one after each change of a ratio or a rule, by other controls too, else the same."""
+    made, rule = _made(maps), Rule("netns", KEY, ("packet_drop",), 0.25)
+    seen = [_flags(maps)[1]]
+
+    def changes(act: Callable[[], object]) -> bool:
+        act()
+        seen.append(_flags(maps)[1])
+        assert _flags(maps, "syscall")[1] == seen[-1]
+        return seen[-1] not in seen[:-1]
+
+    assert seen[0] > 0, "0 is what no program has said anything for"
+    assert changes(lambda: made.apply({"exec": 0.5}, [rule]))
+    assert not changes(lambda: made.apply({"exec": 0.5}, [rule]))
+    assert changes(lambda: made.apply({"exec": 0.25}, [rule]))
+    assert changes(lambda: made.apply({}, [replace(rule, ratio=0.5)]))
+    assert changes(lambda: made.apply({}, ()))
+    assert changes(lambda: made.set_ratio("exec", 1.0))
+    assert changes(lambda: _made(maps))
+    last = (1 << 64) - 1
+    maps["filters"].put(controls._u32(DROP), last.to_bytes(8, sys.byteorder))
+    made.set_ratio("exec", 0.0)
+    assert _flags(maps)[1] == 1, "0 again is left out"
 
 
 def test_per_class_the_configured_rule_wins_and_of_several_the_lowest(maps: dict[str, FakeMap]) -> None:
@@ -221,7 +255,7 @@ def test_of_many_keys_the_heaviest_are_told(maps: dict[str, FakeMap]) -> None:
 def test_the_account_and_the_fill_are_told_since_last_time(maps: dict[str, FakeMap]) -> None:
     """Each part of the account per class; the fullest of the CPUs' readings, once."""
     made = _made(maps)
-    maps["account"].put(controls._u32(DROP), struct.pack("=10Q", 20, 1, 2, 3, 14, 3, 0, 0, 0, 3))
+    maps["account"].put(controls._u32(DROP), struct.pack("=12Q", 20, 1, 2, 3, 14, 7, 3, 0, 0, 0, 3, 9))
     maps["fullest"].put(bytes(4), struct.pack("=2Q", 1 << 19, 1 << 18))
     assert made.fill() == 0.5
     counts = made.observe()
@@ -238,7 +272,7 @@ def test_what_cannot_be_counted_is_refused(maps: dict[str, FakeMap]) -> None:
         _made(maps, "pid")
     _made(maps, quota=500)
     assert maps["constants"].get(controls._u32(2)) == struct.pack("=Q", 500)
-    assert maps["filters"].get(bytes(4)) == controls._u32(1 << 16 | 1 << 19)
+    assert _flags(maps)[0] == 1 << 16 | 1 << 19
 
 
 # Records

@@ -23,7 +23,7 @@ from exporter.monitors.kernel.drops import Drops
 from exporter.monitors.kernel.reader import Tables
 from exporter.monitors.kernel.tcp import Tcp
 
-EVENTS = (Path(__file__).parents[2] / "bpf/events.h").read_text(encoding="utf-8")
+EVENTS = (Path(__file__).parents[2] / "bpf/rules.h").read_text(encoding="utf-8")
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in (Path(__file__).parents[2] / "bpf").glob("*.c")}
 NETNS = struct.pack("=QIxxxx", 41, 4026532001)
 KEY = "4026532001:41"

@@ -10,6 +10,8 @@ import json
 import os
 import re
 import select
+import struct
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,10 @@ from pathlib import Path
 from exporter.contract import Unsupported
 
 _PACKAGE = "install the package python3-bpfcc"
+KERNEL_FUNCTION = 1 << 28
+"""A call to this number and a type's id is one to the kernel's function of that type: C knows only calls of helpers."""
+_CALL, _TO_FUNCTION = 0x85, 2  # BPF_JMP | BPF_CALL; BPF_PSEUDO_KFUNC_CALL, include/uapi/linux/bpf.h
+_INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: code, registers, offset, immediate
 _NOBODY = 65534  # overflowuid, include/linux/highuid.h: owns nothing
 
 
@@ -30,7 +36,7 @@ class Module:
 
     def add(self, functions: Mapping[str, bytes], asked: Iterable[str]) -> None:
         """Take what came of the functions that were asked for."""
-        self._functions |= functions
+        self._functions |= {name: _linked(code) for name, code in functions.items()}
         self._asked.update(asked)
 
     def knows(self, function: str) -> bool:
@@ -46,6 +52,16 @@ class Module:
         if function not in self._functions:
             raise Unsupported(f"{function} does not fit this kernel")
         return self._functions[function]
+
+
+def _linked(code: bytes) -> bytes:
+    """Make the calls of kernel functions what they are."""
+    linked = bytearray(code)
+    for at, (what, registers, offset, number) in enumerate(_INSTRUCTION.iter_unpack(code)):
+        if what == _CALL and not registers and number >= KERNEL_FUNCTION:
+            source = _TO_FUNCTION << 4 if sys.byteorder == "little" else _TO_FUNCTION
+            _INSTRUCTION.pack_into(linked, at * 8, what, source, offset, number - KERNEL_FUNCTION)
+    return bytes(linked)
 
 
 class Job:

@@ -22,7 +22,7 @@ _RULE = struct.Struct("=IIII16I")  # struct rule: masks thins, instead, learned;
 _NETNS = struct.Struct("=QIxxxx")  # struct netns_id: cookie, inum
 _ALL = 0xFFFFFFFF
 _WRAP = 1 << 32
-_BITS = {  # enum filter of events.h, in its order
+_BITS = {  # enum filter of rules.h, in its order
     "pid": 1,
     "comm": 2,
     "prefix": 4,
@@ -106,17 +106,18 @@ class Controls:
         self._totals = self._read_account()
         Map(maps["constants"]).put(_u32(_QUOTA), quota.to_bytes(8, sys.byteorder))
         self._counting = sum(_COUNTING[kind] for kind in kinds) + (_COUNT_QUOTA if quota else 0)
-        self._flag()
+        self._publish()
 
     # What is written.
 
     def set_ratio(self, class_: str, ratio: float) -> None:
         """Keep this share (0 to 1) of a class' events. Raises ValueError for an unknown class or share."""
-        self._ratios.put(_u32(_class(class_)), _u32(_in_32_bits(ratio)))
+        if self._put_ratio(class_, ratio):
+            self._publish()
 
     def ratio(self, class_: str) -> float:
         """Give the share of a class' events that is kept."""
-        raw = int.from_bytes(self._ratios.get(_u32(_class(class_))) or bytes(4), sys.byteorder)
+        raw = _int(self._ratios.get(_u32(_class(class_))))
         return 1.0 if raw == _ALL else raw / 2**32
 
     def apply(self, ratios: Mapping[str, float], rules: Iterable[Rule], now: float = 0.0) -> list[tuple[Rule, str]]:
@@ -125,8 +126,8 @@ class Controls:
         The answer is the rules that could not be put in force, each with the reason: it is malformed, or 1,024 of its
         kind are in force already. Raises ValueError for a class that is not known, OSError.
         """
-        for class_, ratio in ratios.items():
-            self.set_ratio(class_, ratio)
+        before = dict(self._entries)
+        changed = [class_ for class_, ratio in ratios.items() if self._put_ratio(class_, ratio)]
         refused: list[tuple[Rule, str]] = []
         wanted: dict[tuple[str, bytes], list[Rule]] = defaultdict(list)
         for rule in rules:
@@ -138,8 +139,11 @@ class Controls:
                 wanted[rule.kind, _key(rule)].append(rule)
             except ValueError as error:
                 refused.append((rule, str(error)))
-        for entry in self._slots.keys() - wanted.keys():
+        ended = self._slots.keys() - wanted.keys()
+        for entry in ended:
             self._drop(entry)
+        if ended:
+            self._publish()  # before others have their places
         for entry, about in wanted.items():
             try:
                 self._write(entry, about)
@@ -147,8 +151,17 @@ class Controls:
                 refused += [(rule, f"there are too many rules of kind {rule.kind}: {error.strerror}") for rule in about]
                 self._drop(entry)
         self._rules = tuple(rule for entry in self._slots for rule in wanted[entry])
-        self._flag()
+        if changed or self._entries != before:
+            self._publish()
         return refused
+
+    def _put_ratio(self, class_: str, ratio: float) -> bool:
+        """Write a class' ratio; the answer is whether it was another one."""
+        key, value = _u32(_class(class_)), _u32(_in_32_bits(ratio))
+        changed = self._ratios.get(key) != value
+        if changed:
+            self._ratios.put(key, value)
+        return changed
 
     def _write(self, entry: tuple[str, bytes], rules: Iterable[Rule]) -> None:
         """Write what is said about one subject, where it is news. Raises OSError where there is no room."""
@@ -168,10 +181,19 @@ class Controls:
         if entry in self._slots:
             self._free.append(self._slots.pop(entry))
 
-    def _flag(self) -> None:
-        """Tell the programs which maps are worth a look."""
-        bits = sum(_BITS[kind] for kind in {kind for kind, _ in self._entries})
-        self._filters.put(bytes(4), _u32(bits | self._counting))
+    def _publish(self) -> None:
+        """Tell the programs which maps are worth a look, and that what they said of events before holds no longer.
+
+        Last, when all else is written: what a program says meanwhile has the generation before, and is not used again.
+        """
+        kinds: dict[str, set[str]] = {class_: set() for class_ in THINNED}
+        for rule in self._rules:
+            for class_ in kinds.keys() & rule.classes:
+                kinds[class_].add(rule.kind)
+        generation = (_int(self._filters.get(_u32(CLASSES.index(THINNED[0])))) >> 32) + 1
+        for class_, about in kinds.items():
+            bits = self._counting | sum(map(_BITS.__getitem__, about)) | (generation % _WRAP or 1) << 32
+            self._filters.put(_u32(_class(class_)), bits.to_bytes(8, sys.byteorder))
 
     # What is read.
 
@@ -252,6 +274,10 @@ class _Loads:
 
 def _u32(number: int) -> bytes:
     return number.to_bytes(4, sys.byteorder)
+
+
+def _int(value: bytes | None) -> int:
+    return int.from_bytes(value or b"", sys.byteorder)
 
 
 def _clear(array: Map, slot: int) -> None:

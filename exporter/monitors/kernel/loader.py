@@ -23,7 +23,7 @@ from exporter.contract import Unsupported
 from exporter.host.bpf import Map
 from exporter.host.btf import Btf, drop_reasons
 from exporter.monitors.kernel import attach, headers, proof
-from exporter.monitors.kernel.compiler import Job, Module
+from exporter.monitors.kernel.compiler import KERNEL_FUNCTION, Job, Module
 from exporter.monitors.kernel.handover import PREFIX, Manifest, send
 from exporter.monitors.kernel.ladder import Climb, reason
 from exporter.monitors.kernel.programs import COMMON, PROGRAMS, PROOF
@@ -199,6 +199,10 @@ class Loader:
         numbers = {name: number for number, name in self.manifest.reasons.items()}
         shapes: dict[str, MapShape] = {s.name: s for p in (COMMON, PROOF, *self._wanted) for s in p.maps}
         defines: dict[str, object] = {f"HAVE_{path.replace('.', '_')}": 1 for path in self._members}
+        defines["KERNEL_FUNCTION"] = KERNEL_FUNCTION
+        for name in {name for program in (COMMON, *self._wanted) for name in program.types}:
+            number = self._types.find(name) or self._types.function(name)
+            defines |= {f"BTF_ID_{name}": number} if number else {}
         for number, (name, fd) in enumerate(self._maps.items()):
             defines |= {f"MAP_FD_{name}": fd, f"MAP_ID_{name}": number}
             defines[f"MAP_ENTRIES_{name}"] = f"{shapes[name].capacity(self._settings)}U"

@@ -94,6 +94,8 @@ class Program:
     families: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     """Members that it reads where the kernel has them (#ifdef HAVE_…)."""
+    types: tuple[str, ...] = ()
+    """Structs and functions whose numbers among the kernel's types it uses where the kernel has them (BTF_ID_…)."""
     constants: Callable[[Settings, Mapping[str, int]], Mapping[str, str]] = field(default=lambda _s, _r: {})
     """Further #defines, from the settings and the drop reasons' numbers by name."""
     wanted: Callable[[Settings], bool] = field(default=lambda _: True)
@@ -106,7 +108,7 @@ CLASSES = (
     *("netns", "veth", "cni_run", "packet_drop", "tcp_fault"),
     *("exec", "connection", "connection_close", "syscall"),
 )
-"""Event classes, in the order of enum event_class in events.h."""
+"""Event classes, in the order of enum event_class in rules.h."""
 
 THINNED = CLASSES[3:]
 """Those that are not critical: rules, counts by key and the brake are for them alone."""

@@ -1,0 +1,403 @@
+/* What an event is about; what rules say of it, what is counted by key, and what was said of events like it.
+ *
+ * Cost: see README.md. A flood is one event over and over. So what was found out about one, for whom rules, commands,
+ * addresses are looked up in up to nine hashes, is kept per CPU for the next that is like it in all that was asked.
+ */
+#ifndef CNI_RULES_H
+#define CNI_RULES_H
+
+#include "common.h"
+
+enum event_class { NETNS, VETH, CNI_RUN, PACKET_DROP, TCP_FAULT, EXEC, CONNECTION, CONNECTION_CLOSE, SYSCALL, CLASSES };
+
+/* Who is behind an event: the running process, one that is known from before, or nobody. Rules by PID and command hold
+ * for the first two alone, by cgroup for the first. */
+enum who { WHO_RUNS, WHO_IS_KNOWN, WHO_IS_NOBODY };
+
+/* What an event is about; all that a filter may ask for. */
+struct subject {
+    struct netns_id netns;
+    u32 class;
+    u32 kind;
+    u32 syscall;
+    u32 who;
+    u32 pid; /* with WHO_IS_KNOWN */
+    struct comm comm;
+};
+
+/* What rules say about one subject, for the classes of three masks. `thins`: what the class' ratio leaves; 0 filters. `instead`:
+ * in place of the class' ratio; 0 filters. `learned`: the class' ratio is no higher than this, for events of which neither of
+ * the first two, which are configured, says anything about any of their subjects. */
+struct rule {
+    u32 thins;
+    u32 instead;
+    u32 learned;
+    u32 slot; /* of rule_matches */
+    u32 ratios[16];
+};
+
+/* Events that a rule met, by its origin: configured, learned. */
+struct matches {
+    u64 by_origin[2];
+};
+
+struct prefix {
+    u32 length; /* bits, of 128 */
+    u8 address[16];
+};
+
+enum filter {
+    FILTER_PID = 1,
+    FILTER_COMM = 2,
+    FILTER_PREFIX = 4,
+    FILTER_PORT = 8,
+    FILTER_SYSCALL = 16,
+    FILTER_NETNS = 32,
+    FILTER_CGROUP = 64
+};
+#define FILTERS 127
+/* Beside them in the same word: what is counted by key. */
+enum counting { COUNT_NETNS = 1 << 16, COUNT_COMM = 1 << 17, COUNT_PREFIX = 1 << 18, COUNT_QUOTA = 1 << 19 };
+#define COUNTS 7 /* of the first three, shifted down */
+#define FILTER_FLOW (FILTER_PREFIX | FILTER_PORT | COUNT_PREFIX)
+
+/* What one key (a namespace, a command, an address) sent, per CPU; critical classes are neither counted nor thinned by key.
+ * Counts wrap: whoever reads them asks for differences. */
+#define FIRST_COUNTED PACKET_DROP
+struct key_load {
+    u32 counts[6];
+    u32 second; /* of the quota */
+    u32 nth;
+};
+_Static_assert(CLASSES - FIRST_COUNTED <= 6, "a class has no place in struct key_load");
+
+/* What rules and counts by key ask about an event, in words, since it is made and compared in registers: what nobody asks
+ * about is 0. */
+enum like {
+    LIKE_COOKIE,
+    LIKE_WHAT, /* inode of the namespace, class, kinds of rules and of keys that have to do with it: 32, 8, 8, 8 bits */
+    LIKE_COMM,
+    LIKE_SOURCE = LIKE_COMM + 2,
+    LIKE_DESTINATION = LIKE_SOURCE + 2,
+    LIKE_PORTS = LIKE_DESTINATION + 2, /* source, destination: 16 bits each */
+    LIKE_WHO,                          /* PID, system call: 32 bits each */
+    LIKE_CGROUP,
+    LIKE_WORDS
+};
+#define CLASS_OF(like) ((like)[LIKE_WHAT] >> 32 & 15)
+#define ASKED_OF(like) ((like)[LIKE_WHAT] >> 40 & FILTERS)
+#define NETNS_OF(like) {.cookie = (like)[LIKE_COOKIE], .inum = (like)[LIKE_WHAT]}
+#define COUNTED_OF(like) ((like)[LIKE_WHAT] >> 48 & COUNTS)
+
+/* What the last event said of all that are like it. */
+#define RULES_MET 9 /* kinds, of prefixes and ports two */
+#define PENDING 16
+struct verdict {
+    u64 like[LIKE_WORDS];
+    u64 chance;
+    u32 generation; /* of the rules that were asked */
+    u32 busy;
+    u32 pending; /* events that are not in the counts of their keys yet */
+    u32 filtered;
+    u32 rules; /* that it met */
+    u32 configured; /* of these */
+    u16 met[16]; /* their slots, each doubled, and 1 more where the rule is learned */
+};
+
+SHAPE(verdicts, u32, struct verdict);
+SHAPE(filters, u32, u64);
+SHAPE(filter_pid, u32, struct rule);
+SHAPE(filter_comm, struct comm, struct rule);
+SHAPE(filter_prefix, struct prefix, struct rule);
+SHAPE(filter_port, u32, struct rule);
+SHAPE(filter_syscall, u32, struct rule);
+SHAPE(filter_netns, struct netns_id, struct rule);
+SHAPE(filter_cgroup, u64, struct rule);
+SHAPE(rule_matches, u32, struct matches);
+SHAPE(load_netns, struct netns_id, struct key_load);
+SHAPE(load_comm, struct comm, struct key_load);
+SHAPE(load_prefix, struct prefix, struct key_load);
+SHAPE(load_fresh, u32, struct key_load);
+
+/* One map lookup: in the lower half which filter maps have a rule for the class and what is counted of it, in the upper half
+ * the generation: a number that is another one after every change of a rule or a ratio. */
+INLINE u64 filters_in_use(u32 class) {
+    u64 *flags = map_lookup(MAP(filters), &class);
+    return flags ? *flags : 0;
+}
+
+/* ---- what the rules say ---- */
+
+/* Chances are in 1/2^32, so that 1 has a number of its own. There are no branches in this arithmetic, and nothing in it that
+ * the verifier knows: else it would follow each combination of what rules may have said, which are too many. */
+#define WHOLE (1ULL << 32)
+INLINE u64 chance_of(u32 ratio) {
+    return (u64)ratio + (((u64)ratio + 1) >> 32);
+}
+
+INLINE u64 smaller(u64 a, u64 b) {
+    u64 borrow = (a - b) >> 63;
+    asm volatile("" : "+r"(borrow)); /* or the compiler makes it a branch */
+    return b + (a - b) * borrow;
+}
+
+/* A chance that was there does not become 0: its events would be told of by nobody. */
+INLINE u64 halved(u64 chance, u32 times) {
+    u64 there = (0 - chance) >> 63;
+    asm volatile("" : "+r"(there));
+    chance >>= times & 31;
+    return chance + (((chance - 1) >> 63) & there);
+}
+
+/* The smallest of each sort that was met; UNSAID or more where there was none. */
+#define UNSAID (2 * WHOLE)
+struct terms {
+    u64 thins;
+    u64 instead;
+    u64 learned;
+};
+
+INLINE void apply(void *map, const void *key, struct verdict *verdict, struct terms *terms) {
+    struct rule *rule = map_lookup(map, key);
+    u32 class = CLASS_OF(verdict->like), met;
+    u64 chance, learned;
+    if (!rule || !((rule->thins | rule->instead | rule->learned) >> class & 1))
+        return;
+    chance = chance_of(rule->ratios[class]);
+    learned = rule->learned >> class & 1;
+    terms->thins = smaller(terms->thins, chance + (~rule->thins >> class & 1) * UNSAID);
+    terms->instead = smaller(terms->instead, chance + (~rule->instead >> class & 1) * UNSAID);
+    terms->learned = smaller(terms->learned, chance + (learned ^ 1) * UNSAID);
+    met = rule->slot << 1 | learned;
+    if (verdict->rules && verdict->met[(verdict->rules - 1) & 15] == met) /* by the other side of a flow */
+        return;
+    verdict->met[verdict->rules++ & 15] = met;
+    verdict->configured += learned ^ 1;
+}
+
+INLINE void apply_to_flow(struct verdict *verdict, struct terms *terms) {
+    u32 asked = ASKED_OF(verdict->like);
+#pragma clang loop unroll(disable) /* it is the larger part of what is compiled */
+    for (u32 side = 0; asked & FILTER_PREFIX && side < 2; side++) {
+        struct prefix prefix = {.length = 128};
+        __builtin_memcpy(prefix.address, side ? &verdict->like[LIKE_DESTINATION] : &verdict->like[LIKE_SOURCE], 16);
+        apply(MAP(filter_prefix), &prefix, verdict, terms);
+    }
+#pragma clang loop unroll(disable)
+    for (u32 side = 0; asked & FILTER_PORT && side < 2; side++) {
+        u32 port = verdict->like[LIKE_PORTS] >> side * 16 & 0xffff;
+        apply(MAP(filter_port), &port, verdict, terms);
+    }
+}
+
+INLINE void apply_rules(struct verdict *verdict, struct terms *terms) {
+    u32 asked = ASKED_OF(verdict->like), pid = verdict->like[LIKE_WHO], call = verdict->like[LIKE_WHO] >> 32;
+    if (asked & FILTER_PID)
+        apply(MAP(filter_pid), &pid, verdict, terms);
+    if (asked & FILTER_COMM)
+        apply(MAP(filter_comm), &verdict->like[LIKE_COMM], verdict, terms);
+    if (asked & FILTER_SYSCALL)
+        apply(MAP(filter_syscall), &call, verdict, terms);
+    if (asked & FILTER_NETNS) {
+        struct netns_id netns = NETNS_OF(verdict->like);
+        apply(MAP(filter_netns), &netns, verdict, terms);
+    }
+    if (asked & FILTER_CGROUP)
+        apply(MAP(filter_cgroup), &verdict->like[LIKE_CGROUP], verdict, terms);
+    apply_to_flow(verdict, terms);
+}
+
+/* The chance by rules and class; `filtered` where there is none. */
+INLINE void decide(struct verdict *verdict, u64 chance, u64 nothing) {
+    struct terms terms = {UNSAID + nothing, UNSAID + nothing, UNSAID + nothing};
+    verdict->rules = verdict->configured = 0;
+    apply_rules(verdict, &terms);
+    verdict->filtered = !terms.thins || !terms.instead;
+    if (terms.instead <= WHOLE)
+        chance = terms.instead;
+    else if (terms.thins > WHOLE)
+        chance = smaller(chance, terms.learned);
+    verdict->chance = (chance >> 1) * smaller(terms.thins, WHOLE) >> 31; /* WHOLE times WHOLE has no room in 64 bits */
+}
+
+/* ---- whose events they are ---- */
+
+INLINE struct key_load *load_of(void *map, u32 id, const void *key, u32 class, u32 amount) {
+    struct key_load *load = map_lookup(map, key), *fresh;
+    u32 zero = 0;
+    if (!load) {
+        fresh = map_lookup(MAP(load_fresh), &zero);
+        if (fresh && !map_update(map, key, fresh, 1 /* BPF_NOEXIST */))
+            inserted(id);
+        load = map_lookup(map, key);
+    }
+    if (!load) {
+        insert_failed(id);
+        return 0;
+    }
+    class -= FIRST_COUNTED;
+    if (class < 6)
+        RAISE(load->counts[class], amount);
+    return load;
+}
+#define LOAD_OF(kind, key, class, amount) load_of(MAP(load_##kind), MAP_ID_load_##kind, key, class, amount)
+
+/* Counts for the rules that were met. Per CPU, for all events of a heavy hitter meet one. */
+INLINE void count_matches(const struct verdict *verdict, u32 learned, u32 amount) {
+#pragma clang loop unroll(disable)
+    for (u32 i = 0; i < RULES_MET && i < verdict->rules; i++) {
+        u32 slot = verdict->met[i] >> 1;
+        struct matches *matches = map_lookup(MAP(rule_matches), &slot);
+        if (matches && (verdict->met[i] & 1) == learned)
+            RAISE(matches->by_origin[learned], amount);
+    }
+}
+
+/* Adds what is pending to the counts of the learned rules and of the keys. */
+INLINE void settle(struct verdict *verdict) {
+    u32 class = CLASS_OF(verdict->like), counted = COUNTED_OF(verdict->like), amount = verdict->pending;
+    verdict->pending = 0;
+    if (verdict->rules > verdict->configured)
+        count_matches(verdict, 1, amount);
+    if (counted & COUNT_NETNS >> 16) {
+        struct netns_id netns = NETNS_OF(verdict->like);
+        LOAD_OF(netns, &netns, class, amount);
+    }
+    if (counted & COUNT_COMM >> 16)
+        LOAD_OF(comm, &verdict->like[LIKE_COMM], class, amount);
+    if (counted & COUNT_PREFIX >> 16) {
+        struct prefix prefix = {.length = 128}; /* of a dropped packet its sender, of a socket its peer */
+        __builtin_memcpy(prefix.address, &verdict->like[class == PACKET_DROP ? LIKE_SOURCE : LIKE_DESTINATION], 16);
+        LOAD_OF(prefix, &prefix, class, amount);
+    }
+}
+
+/* Counts the event for its namespace; the answer is by how many halvings the quota thins it: the n-th in a second (of 2^30 ns)
+ * on this CPU, once it has had its quota m, by 1 + log2(n / m), at most 6. */
+INLINE u32 halvings_by_quota(const struct subject *about, u64 *now) {
+    struct netns_id netns = about->netns;
+    struct key_load *load = LOAD_OF(netns, &netns, about->class, 1);
+    u32 slot = QUOTA, second;
+    u64 *quota = map_lookup(MAP(constants), &slot), nth;
+    if (!load || !quota || !*quota)
+        return 0;
+    *now = bpf_ktime_get_ns();
+    second = *now >> 30;
+    if (load->second != second) {
+        load->second = second;
+        load->nth = 0;
+    }
+    nth = ++load->nth;
+    return (nth >= *quota) + (nth >= *quota * 2) + (nth >= *quota * 4) + (nth >= *quota * 8) + (nth >= *quota * 16) +
+           (nth >= *quota * 32);
+}
+
+/* ---- what was said of events like this one ---- */
+
+INLINE void like_fill(u64 *like, const struct subject *about, const struct flow *flow, u32 filters) {
+    u32 asked = filters & FILTERS, counted = filters >> 16 & COUNTS, sides;
+    if (about->who == WHO_IS_NOBODY) {
+        asked &= ~(FILTER_PID | FILTER_COMM);
+        counted &= ~(COUNT_COMM >> 16);
+    }
+    if (about->who != WHO_RUNS)
+        asked &= ~FILTER_CGROUP;
+    if (about->class != SYSCALL)
+        asked &= ~FILTER_SYSCALL;
+    if (!flow)
+        asked &= ~(FILTER_PREFIX | FILTER_PORT);
+    if (!flow || !flow->family)
+        counted &= ~(COUNT_PREFIX >> 16);
+    if (!about->netns.inum || filters & COUNT_QUOTA) /* which counts each event by itself */
+        counted &= ~(COUNT_NETNS >> 16);
+    like[LIKE_COOKIE] = about->netns.cookie;
+    like[LIKE_WHAT] = about->netns.inum | (u64)about->class << 32 | (u64)asked << 40 | (u64)counted << 48;
+    if (asked & FILTER_PID)
+        like[LIKE_WHO] = about->who == WHO_RUNS ? bpf_get_current_pid_tgid() >> 32 : about->pid;
+    if (asked & FILTER_SYSCALL)
+        like[LIKE_WHO] |= (u64)about->syscall << 32;
+    if (asked & FILTER_CGROUP)
+        like[LIKE_CGROUP] = bpf_get_current_cgroup_id();
+    if (asked & FILTER_COMM || counted & COUNT_COMM >> 16) {
+        struct comm comm = about->comm;
+        if (about->who == WHO_RUNS)
+            comm_of_current(&comm);
+        like[LIKE_COMM] = comm.words[0];
+        like[LIKE_COMM + 1] = comm.words[1];
+    }
+    if (!flow)
+        return;
+    sides = asked & FILTER_PREFIX ? 3 : !(counted & COUNT_PREFIX >> 16) ? 0 : about->class == PACKET_DROP ? 1 : 2;
+    if (sides & 1) {
+        like[LIKE_SOURCE] = flow->source[0];
+        like[LIKE_SOURCE + 1] = flow->source[1];
+    }
+    if (sides & 2) {
+        like[LIKE_DESTINATION] = flow->destination[0];
+        like[LIKE_DESTINATION + 1] = flow->destination[1];
+    }
+    if (asked & FILTER_PORT)
+        like[LIKE_PORTS] = flow->source_port | (u64)flow->destination_port << 16;
+}
+
+/* The place for what is said of events like this one. A program in an interrupt may come between any two steps of another:
+ * it takes the spare place where that one is at work in its own. The answer is 0 where that is taken as well. */
+INLINE struct verdict *place_of(const u64 *like) {
+    struct verdict *verdict;
+    u64 hash = 0;
+    u32 slot;
+#pragma unroll
+    for (u32 i = 0; i < LIKE_WORDS; i++)
+        hash += like[i] * (0x2c1b3c6d + 0x3c6ef36 * i);
+    hash ^= hash >> 32;
+    slot = (u32)(hash * 0x9e3779b1U) >> 26;
+    verdict = map_lookup(MAP(verdicts), &slot);
+    if (!verdict || !verdict->busy)
+        return verdict;
+    slot = MAP_ENTRIES_verdicts - 1;
+    verdict = map_lookup(MAP(verdicts), &slot);
+    return verdict && !verdict->busy ? verdict : 0;
+}
+_Static_assert(MAP_ENTRIES_verdicts == 64 + 1, "place_of has six bits and a spare place");
+
+INLINE int is_about(const struct verdict *verdict, const u64 *like, u32 generation) {
+    u64 differs = verdict->generation ^ generation;
+#pragma unroll
+    for (u32 i = 0; i < LIKE_WORDS; i++)
+        differs |= verdict->like[i] ^ like[i];
+    return !differs;
+}
+
+/* Says what becomes of an event by rules, class and keys; an event like one before, which is what a flood is made of, asks no
+ * rule again. Such events count sixteen at a time for their keys and learned rules. The answer is 0 where the event is filtered. */
+INLINE int judged(const struct subject *about, const struct flow *flow, u64 filters, u64 nothing, u64 *chance) {
+    u64 like[LIKE_WORDS] = {};
+    struct verdict *verdict;
+    u32 filtered;
+    int known;
+    like_fill(like, about, flow, filters);
+    verdict = place_of(like);
+    if (!verdict)
+        return 0;
+    verdict->busy = 1;
+    BARRIER();
+    known = is_about(verdict, like, filters >> 32);
+    verdict->pending += known && !verdict->filtered;
+    if (verdict->pending >= (known ? PENDING : 1))
+        settle(verdict);
+    if (!known) {
+        __builtin_memcpy(verdict->like, like, sizeof(like));
+        verdict->generation = filters >> 32;
+        decide(verdict, *chance, nothing);
+        verdict->pending = !verdict->filtered;
+    }
+    if (verdict->configured)
+        count_matches(verdict, 0, 1);
+    *chance = verdict->chance;
+    filtered = verdict->filtered;
+    BARRIER();
+    verdict->busy = 0;
+    return !filtered;
+}
+
+#endif
