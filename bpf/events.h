@@ -121,14 +121,12 @@ INLINE struct event *event_reserve(const struct subject *about, const struct flo
     RAISE(account->seen, 1);
     chance = chance_of(*class_ratio);
     now = nothing = account->lost >> 63; /* 0, but the verifier does not know */
-    if (filters & (FILTERS | COUNTS << 16)) {
-        if (!judged(about, flow, filters, nothing, &chance)) {
-            RAISE(account->filtered, 1);
-            return 0;
-        }
-        if (filters & COUNT_QUOTA && about->netns.inum)
-            chance = halved(chance, halvings_by_quota(about, &now));
+    if (filters & (FILTERS | COUNTS << 16) && !judged(about, flow, filters, nothing, &chance)) {
+        RAISE(account->filtered, 1);
+        return 0;
     }
+    if (filters & COUNT_QUOTA && about->netns.inum)
+        chance = halved(chance, halvings_by_quota(about, &now));
     if (!event_drawn(&account->coin, class, &chance)) {
         RAISE(account->sampled_out, 1);
         return 0;

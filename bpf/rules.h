@@ -259,7 +259,7 @@ INLINE void settle(struct verdict *verdict) {
     verdict->pending = 0;
     if (verdict->rules > verdict->configured)
         count_matches(verdict, 1, amount);
-    if (counted & COUNT_NETNS >> 16) {
+    if (counted & COUNT_NETNS >> 16 && (u32)verdict->like[LIKE_WHAT]) {
         struct netns_id netns = NETNS_OF(verdict->like);
         LOAD_OF(netns, &netns, class, amount);
     }
@@ -267,8 +267,10 @@ INLINE void settle(struct verdict *verdict) {
         LOAD_OF(comm, &verdict->like[LIKE_COMM], class, amount);
     if (counted & COUNT_PREFIX >> 16) {
         struct prefix prefix = {.length = 128}; /* of a dropped packet its sender, of a socket its peer */
-        __builtin_memcpy(prefix.address, &verdict->like[class == PACKET_DROP ? LIKE_SOURCE : LIKE_DESTINATION], 16);
-        LOAD_OF(prefix, &prefix, class, amount);
+        const u64 *address = &verdict->like[class == PACKET_DROP ? LIKE_SOURCE : LIKE_DESTINATION];
+        __builtin_memcpy(prefix.address, address, 16);
+        if (address[0] | address[1]) /* else it has none */
+            LOAD_OF(prefix, &prefix, class, amount);
     }
 }
 
@@ -294,8 +296,11 @@ INLINE u32 halvings_by_quota(const struct subject *about, u64 *now) {
 
 /* ---- what was said of events like this one ---- */
 
-INLINE void like_fill(u64 *like, const struct subject *about, const struct flow *flow, u32 filters) {
-    u32 asked = filters & FILTERS, counted = filters >> 16 & COUNTS, sides;
+/* All ones where the bit is set, else 0: there are few branches in this, and few that the verifier has to follow apart. */
+#define MASK(word, bit) (0 - (u64)!!((word) & (bit)))
+
+INLINE void like_fill(u64 *like, const struct subject *about, const struct flow *flow, u64 filters) {
+    u64 asked = filters & FILTERS, counted = filters >> 16 & COUNTS, commanded, own, other, either;
     if (about->who == WHO_IS_NOBODY) {
         asked &= ~(FILTER_PID | FILTER_COMM);
         counted &= ~(COUNT_COMM >> 16);
@@ -304,47 +309,42 @@ INLINE void like_fill(u64 *like, const struct subject *about, const struct flow 
         asked &= ~FILTER_CGROUP;
     if (about->class != SYSCALL)
         asked &= ~FILTER_SYSCALL;
-    if (!flow)
+    if (!flow) {
         asked &= ~(FILTER_PREFIX | FILTER_PORT);
-    if (!flow || !flow->family)
         counted &= ~(COUNT_PREFIX >> 16);
-    if (!about->netns.inum || filters & COUNT_QUOTA) /* which counts each event by itself */
-        counted &= ~(COUNT_NETNS >> 16);
+    }
     like[LIKE_COOKIE] = about->netns.cookie;
-    like[LIKE_WHAT] = about->netns.inum | (u64)about->class << 32 | (u64)asked << 40 | (u64)counted << 48;
+    like[LIKE_WHAT] = about->netns.inum | (u64)about->class << 32 | asked << 40 | counted << 48;
     if (asked & FILTER_PID)
         like[LIKE_WHO] = about->who == WHO_RUNS ? bpf_get_current_pid_tgid() >> 32 : about->pid;
-    if (asked & FILTER_SYSCALL)
-        like[LIKE_WHO] |= (u64)about->syscall << 32;
+    like[LIKE_WHO] |= (u64)about->syscall << 32 & MASK(asked, FILTER_SYSCALL);
     if (asked & FILTER_CGROUP)
         like[LIKE_CGROUP] = bpf_get_current_cgroup_id();
-    if (asked & FILTER_COMM || counted & COUNT_COMM >> 16) {
+    if (about->who != WHO_IS_NOBODY) {
         struct comm comm = about->comm;
         if (about->who == WHO_RUNS)
             comm_of_current(&comm);
-        like[LIKE_COMM] = comm.words[0];
-        like[LIKE_COMM + 1] = comm.words[1];
+        commanded = MASK(asked | counted, FILTER_COMM); /* which is COUNT_COMM >> 16 */
+        like[LIKE_COMM] = comm.words[0] & commanded;
+        like[LIKE_COMM + 1] = comm.words[1] & commanded;
     }
     if (!flow)
         return;
-    sides = asked & FILTER_PREFIX ? 3 : !(counted & COUNT_PREFIX >> 16) ? 0 : about->class == PACKET_DROP ? 1 : 2;
-    if (sides & 1) {
-        like[LIKE_SOURCE] = flow->source[0];
-        like[LIKE_SOURCE + 1] = flow->source[1];
-    }
-    if (sides & 2) {
-        like[LIKE_DESTINATION] = flow->destination[0];
-        like[LIKE_DESTINATION + 1] = flow->destination[1];
-    }
-    if (asked & FILTER_PORT)
-        like[LIKE_PORTS] = flow->source_port | (u64)flow->destination_port << 16;
+    either = MASK(asked, FILTER_PREFIX);
+    own = either | (about->class == PACKET_DROP ? MASK(counted, COUNT_PREFIX >> 16) : 0);
+    other = either | (about->class != PACKET_DROP ? MASK(counted, COUNT_PREFIX >> 16) : 0);
+    like[LIKE_SOURCE] = flow->source[0] & own;
+    like[LIKE_SOURCE + 1] = flow->source[1] & own;
+    like[LIKE_DESTINATION] = flow->destination[0] & other;
+    like[LIKE_DESTINATION + 1] = flow->destination[1] & other;
+    like[LIKE_PORTS] = (flow->source_port | (u64)flow->destination_port << 16) & MASK(asked, FILTER_PORT);
 }
+_Static_assert(FILTER_COMM == COUNT_COMM >> 16, "like_fill asks for both at once");
 
 /* The place for what is said of events like this one. A program in an interrupt may come between any two steps of another:
  * it takes the spare place where that one is at work in its own. The answer is 0 where that is taken as well. */
-INLINE struct verdict *place_of(const u64 *like) {
+INLINE struct verdict *place_of(const u64 *like, u64 hash) {
     struct verdict *verdict;
-    u64 hash = 0;
     u32 slot;
 #pragma unroll
     for (u32 i = 0; i < LIKE_WORDS; i++)
@@ -376,7 +376,7 @@ INLINE int judged(const struct subject *about, const struct flow *flow, u64 filt
     u32 filtered;
     int known;
     like_fill(like, about, flow, filters);
-    verdict = place_of(like);
+    verdict = place_of(like, nothing);
     if (!verdict)
         return 0;
     verdict->busy = 1;

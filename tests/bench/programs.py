@@ -2,8 +2,8 @@
 
 Flows in: nothing; root loads the programs. Flows out: a table. Each row is a workload on loopback, driven in rounds,
 first with no event kept (the programs only count), then with every event kept. What is shown is nanoseconds per run,
-the kernel's measuring included: the best round, which others disturbed least, and the median. Then the floods once more,
-longer, under an exporter as it comes, which steers what is kept, and reads it meanwhile.
+the kernel's measuring included: the best round, which others disturbed least, and the median. Then the floods once
+more, longer, under an exporter as it comes, which steers what is kept, and reads it meanwhile.
 """
 
 import re
@@ -93,7 +93,7 @@ def in_an_exporter() -> None:
     with our_exporter() as server:
 
         def read() -> list[dict[str, float]]:
-            with urllib.request.urlopen(server.url, timeout=10) as answer:
+            with urllib.request.urlopen(server.url, timeout=10) as answer:  # noqa: S310 - our own loopback address
                 text = answer.read().decode()
             found = [re.findall(rf'^{name}{{program="(\w+)".*}} (\S+)$', text, re.MULTILINE) for name in families]
             return [{program: float(value) for program, value in pairs} for pairs in found]

@@ -105,7 +105,9 @@ class Controls:
         self._loads = {kind: _Loads(kind, Map(maps[f"load_{kind}"])) for kind in kinds}
         self._totals = self._read_account()
         Map(maps["constants"]).put(_u32(_QUOTA), quota.to_bytes(8, sys.byteorder))
-        self._counting = sum(_COUNTING[kind] for kind in kinds) + (_COUNT_QUOTA if quota else 0)
+        self._counting = sum(_COUNTING[kind] for kind in kinds)
+        if quota:  # counts each event of a namespace by itself
+            self._counting += _COUNT_QUOTA - _COUNTING["netns"]
         self._publish()
 
     # What is written.
