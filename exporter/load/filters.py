@@ -59,5 +59,7 @@ class Rules:
 
 def described(class_: str, attributes: Attributes) -> str:
     """Write an event as patterns see it: `class container, kind start, runtime docker`."""
-    parts = [f"class {class_}", *(f"{name} {value}" for name, value in attributes.items())]
-    return ", ".join(parts)[:TEXT_LIMIT]
+    text = f"class {class_}"
+    for name, value in attributes.items():
+        text = f"{text}, {name} {value}"
+    return text[:TEXT_LIMIT]

@@ -16,7 +16,7 @@ _BUCKET_SECONDS = 10.0
 _BUCKETS = 6
 _TOWARDS_PEAK = 0.7
 _STEP = 1.5
-_STEP_SECONDS = 0.5
+_STEP_SECONDS = 0.25
 _KEYS = 64
 """Keys of a class that are followed."""
 _FORGOTTEN_SECONDS = 60.0
@@ -28,7 +28,7 @@ class Forecast:
 
     The mean is exponential over 20 s. The peak is the highest of the last minute: of the mean of two seconds, since the
     ring takes what is shorter; and of the rate itself where the ring could not, and where it steps up: to one and a
-    half times all of the last minute, more than chance makes, and is still half of that half a second later.
+    half times all of the last minute, more than chance makes, and is still half of that a quarter of a second later.
     """
 
     __slots__ = ("_elapsed", "_fast", "_in_bucket", "_peaks", "_step", "_step_age", "mean", "peak", "stepped")
@@ -77,6 +77,11 @@ class Forecast:
         if self._elapsed > dt and rate > _STEP * highest + 6 * math.sqrt((highest + 1) / dt):
             self._step, self._step_age = rate, 0.0
         return False
+
+    @property
+    def suspected(self) -> bool:
+        """Whether the last rate may be a step up, which the next one decides."""
+        return self._step > 0
 
     @property
     def value(self) -> float:

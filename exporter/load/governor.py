@@ -17,14 +17,15 @@ from exporter.load.patterns import Patterns
 from exporter.load.pressure import LoadLevel, Pressures
 
 _HOT = 0.5
-"""Occupancy of the ring from which cuts do not wait."""
+"""Occupancy of the ring that nothing which fits can keep up for long."""
+_WARM = 0.25
+"""Occupancy from which the brake works: the next step is wanted early, and cuts do not wait for long."""
 _STRAINED_SECONDS = 0.5
-"""Seconds that the ring stays half full before that is more than a burst which it can take."""
+"""Seconds that the brake works before that is more than a burst which the ring can take."""
 _STRAINED_SHARE = 0.8
 """Of what would be planned for otherwise, while the ring has to be emptied too."""
-_WARM = 0.25
-"""Occupancy from which the brake works: the next step is wanted early."""
-_WARM_INTERVAL = 0.25
+_EARLY_INTERVAL = 0.25
+"""Seconds to the next step while the brake works, or where the load may have stepped up."""
 _HORIZON = 4
 """Seconds that season and trend are looked ahead: an interval, and what a cut may have to wait."""
 _SOON = 45
@@ -83,7 +84,7 @@ class Governor:
         self._pacing = pacing.Pacing()
         self._rules = Learned(self.settings)
         self._now = 0.0
-        self._hot_since = math.inf
+        self._braked_since = math.inf
         ratios = {
             name: 1.0 if priority == "critical" else self.settings.max_ratio for name, priority in classes.items()
         }
@@ -118,7 +119,7 @@ class Governor:
             reasons,
             wanted.yielded,
             tuple(name for name, ratio in ratios.items() if not ratio),
-            min(self.settings.interval, _WARM_INTERVAL) if reading.ring >= _WARM else self.settings.interval,
+            self._until_next(reading),
             self._intake.evicted + sum(keys.evicted for keys in self._keys.values()),
             self._intake.ignored,
         )
@@ -126,7 +127,7 @@ class Governor:
 
     def _follow(self, reading: Reading) -> tuple[str, ...]:
         """Bring up to date all that has a memory; return the anomalies."""
-        self._hot_since = min(self._hot_since, self._now) if reading.ring >= _HOT else math.inf
+        self._braked_since = min(self._braked_since, self._now) if reading.ring >= _WARM else math.inf
         strained = self._strained
         for name, rate in reading.rates.items():
             self._forecasts[name].update(rate, reading.dt, strained=strained)
@@ -164,6 +165,10 @@ class Governor:
         self._rules.renew(wanted, self._now, apply=bool(reasons))
         return reasons
 
+    def _until_next(self, reading: Reading) -> float:
+        early = reading.ring >= _WARM or self._total.suspected
+        return min(self.settings.interval, _EARLY_INTERVAL) if early else self.settings.interval
+
     @property
     def _strained(self) -> bool:
-        return self._now - self._hot_since >= _STRAINED_SECONDS
+        return self._now - self._braked_since >= _STRAINED_SECONDS

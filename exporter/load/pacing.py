@@ -49,7 +49,7 @@ class Pacing:
         """Return why what is in force is to change now; empty where it is to stay.
 
         `now`: seconds; `change`: below 0 where the plan cuts anything, above 0 where it only raises, 0 where it agrees
-        with what is in force; `strained`: whether the ring stays half full; `heavy`: whether a key is to be cut.
+        with what is in force; `strained`: whether the brake of the ring goes on; `heavy`: whether a key is to be cut.
         """
         if change <= 0:
             self._raise_wanted = now

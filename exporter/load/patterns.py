@@ -129,7 +129,7 @@ class Patterns:
         self.growth = 0.0
         """Share of the mean rate by which the load grows each second; 0 where the pattern is not trending."""
         self._since = 0
-        self._ranges: dict[str, tuple[float, float]] = {}
+        self._bursty = frozenset[str]()  # classes, by their own rates
         self._away: dict[str, int] = {}
 
     def update(self, rates: Mapping[str, float], dt: float) -> tuple[str, ...]:
@@ -142,6 +142,7 @@ class Patterns:
         if self._since >= _RECOGNISED_EVERY:
             self._since = 0
             self.pattern = self._recognise(list(self.history.rates[""]))
+            self._bursty = frozenset(name for name in rates if bursts(self.history.rates[name]))
         return found
 
     def ahead(self, name: str, horizon: int) -> float:
@@ -171,13 +172,13 @@ class Patterns:
         rates = self.history.rates[name]
         if len(rates) <= _ENOUGH:
             return False
-        low, high = self._expected(list(rates))
+        low, high = self._expected(list(rates), bursty=name in self._bursty)
         out = not low <= rates[-1] <= high
         quiet = self._away.get(name, 10)
         self._away[name] = 0 if out else quiet + 1
         return out and quiet >= 10  # noqa: PLR2004 - seconds, as the docstring says
 
-    def _expected(self, rates: list[float]) -> tuple[float, float]:
+    def _expected(self, rates: list[float], *, bursty: bool) -> tuple[float, float]:
         """Return the range in which the newest value is no anomaly."""
         *before, _ = rates
         spread = 0.0
@@ -185,9 +186,8 @@ class Patterns:
             at = len(before) - self.period
             past = before[max(at - 3, 0) : at + 4]
             low, high = min(past), max(past)
-        elif self.pattern == "bursty":
-            ascending = sorted(before)
-            low, high = quantile(ascending, 0.02), quantile(ascending, 0.98)
+        elif bursty:
+            low, high = min(before), max(before)
         else:
             recent = sorted(before[-_BASELINE_SECONDS:])
             low = high = quantile(recent, 0.5)

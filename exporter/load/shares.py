@@ -22,6 +22,8 @@ _YIELDING = ("debug", "info", "warning", "error")
 _LEVEL_RATIO: Mapping[Level, float] = {"low": 1.0, "medium": 0.8, "high": 0.5}
 _CRITICAL_RATIO = 0.2
 _LEAST = 1e-4
+_FOR_ALL = 0.1
+"""Share of the floors, or of a smaller budget, that all classes part before any floor yields."""
 _FIRST = 4.0
 """How much more weight network events have while the network is saturated."""
 
@@ -83,17 +85,24 @@ def claims(rates: Mapping[str, float], level: Level, pressed: Mapping[str, int],
 
 
 def fit_floors(found: Sequence[Claim], budget: float) -> dict[str, float]:
-    """Return the floors in events per second as they fit a budget: low priorities yield first, down to `least`."""
-    floors = {claim.class_: claim.floor * claim.rate for claim in found}
+    """Return the floors in events per second as they fit a budget: low priorities yield first, down to `least`.
+
+    A tenth is parted by max-min before, and does not yield: to cut a class of which hardly anything comes makes no room
+    for others. So a class that asks for less than its part is kept up to its ceiling, whatever floods the others.
+    """
+    promised = sum(claim.floor * claim.rate for claim in found)
+    parts = max_min(found, dict.fromkeys((claim.class_ for claim in found), 0.0), _FOR_ALL * min(promised, budget))
+    lowest = {claim.class_: max(claim.least * claim.rate, parts[claim.class_]) for claim in found}
+    floors = {claim.class_: max(claim.floor * claim.rate, lowest[claim.class_]) for claim in found}
     over = sum(floors.values()) - budget
     for priority in _YIELDING:
         yielding = [claim for claim in found if claim.priority == priority]
-        room = sum((claim.floor - claim.least) * claim.rate for claim in yielding)
+        room = sum(floors[claim.class_] - lowest[claim.class_] for claim in yielding)
         if over <= 0 or room <= 0:
             continue
         share = min(over / room, 1.0)
         for claim in yielding:
-            floors[claim.class_] -= share * (claim.floor - claim.least) * claim.rate
+            floors[claim.class_] -= share * (floors[claim.class_] - lowest[claim.class_])
         over -= share * room
     return floors
 

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import throughput
+from deciding import CASES as DECIDING
 from watching import CASES as WATCHING
 
 ROOT = Path(__file__).parents[2]
@@ -302,7 +303,7 @@ CASES = {
     "encoding": Case("cpu seconds", encoding),
     "start": Case("cpu seconds", start),
     "transfer": Case("seconds", transfer, _STREAMS),
-    **{name: Case(unit, opened) for name, (unit, opened) in WATCHING.items()},
+    **{name: Case(unit, opened) for name, (unit, opened) in (DECIDING | WATCHING).items()},
 }
 
 

@@ -56,9 +56,11 @@ def test_no_minute_has_more_than_ten_adaptations(ours: list[Figures]) -> None:
     assert _mean([one.adaptations for one in ours]) <= 3
 
 
-def test_a_step_up_is_followed_within_three_seconds(ours: list[Figures]) -> None:
-    """In the mean of all steps of all traces."""
-    assert _mean([step for one in ours for step in one.step_up]) < 3
+def test_a_step_up_is_followed_within_a_second(ours: list[Figures]) -> None:
+    """In the mean of all steps of all traces; none takes three."""
+    steps = [step for one in ours for step in one.step_up]
+    assert _mean(steps) < 1
+    assert max(steps) < 3
 
 
 def test_estimates_of_classes_are_unbiased(ours: list[Figures]) -> None:

@@ -125,6 +125,16 @@ def test_floors_that_do_not_fit_yield_from_the_lowest_priority_on() -> None:
     assert "packet_drop" not in decision.yielded
 
 
+def test_a_small_limit_does_not_cut_what_is_nearly_idle() -> None:
+    """200 events per second of 200,000: classes with one event in two seconds stay at the ceilings of their bands."""
+    driven, mix = Driven(Settings(max_events_per_second=200)), {"connection": 0.5, "connection_close": 0.5}
+    for second in range(120):
+        decision = driven.run(1, 200_000, mix | dict.fromkeys(("packet_drop", "exec", "syscall"), second % 2 / 200_000))
+    assert decision.ratios["connection"] == decision.ratios["connection_close"] == 0.01
+    assert [decision.ratios[name] for name in ("packet_drop", "exec", "syscall")] == [1.0, 0.5, 0.1]
+    assert decision.yielded == ("connection",)
+
+
 def test_the_configured_bounds_hold_for_everything_but_critical_events() -> None:
     """min_sampling_rate and max_sampling_rate bound every ratio and rule."""
     keys = {"connection": {("container", "hog"): 300_000}}
@@ -227,6 +237,15 @@ def test_a_step_up_is_followed_within_three_seconds_by_either_strategy() -> None
         assert kept(decision) * 100_000 <= 20_000
 
 
+def test_while_the_brake_works_cuts_follow_a_load_that_goes_on_rising() -> None:
+    """Half more, three seconds after a step: no step of its own, but the ring says that it does not fit."""
+    driven = Driven(Settings(strategy="budget", max_events_per_second=1e6))
+    driven.run(60, 1_000, handled=1_000, busy=0.05)
+    driven.run(3, 50_000, handled=20_000, busy=1.0, ring=0.3)
+    decision = driven.run(3, 75_000, handled=20_000, busy=1.0, ring=0.3)
+    assert kept(decision) * 75_000 <= 20_000
+
+
 def test_no_more_than_ten_adaptations_in_any_minute_whatever_happens() -> None:
     """A load made to cause them: jumps of a hundred times, pressure that comes and goes."""
     driven = Driven(Settings(strategy="thresholds", max_events_per_second=20_000))
@@ -243,6 +262,28 @@ def test_the_next_step_is_wanted_early_when_the_brake_works() -> None:
     driven = Driven(Settings(interval=2.0))
     assert driven.run(1, 500).next == 2.0
     assert driven.run(1, 500, ring=0.3).next == 0.25
+
+
+def test_the_next_step_is_wanted_early_where_the_load_may_have_stepped_up() -> None:
+    """What is far above all of the last minute is looked at again a quarter of a second later, then planned for."""
+    driven = Driven()
+    driven.run(60, 1_000)
+    assert driven.run(1, 10_000).next == 0.25
+    driven.time -= 0.75
+    decision = driven.run(1, 25_000)
+    assert decision.next == 1.0
+    assert decision.forecast == pytest.approx(100_000, rel=0.01)
+
+
+def test_a_burst_that_is_over_at_the_next_look_is_no_step() -> None:
+    """A tick of many events is what the ring is for: it is not planned for."""
+    driven = Driven(Settings(strategy="budget", max_events_per_second=1e6))
+    driven.run(60, 1_000)
+    assert driven.run(1, 20_000, handled=1_000, busy=0.05).next == 0.25
+    driven.time -= 0.75
+    decision = driven.run(1, 250, handled=1_000, busy=0.05)
+    assert decision.forecast < 10_000
+    assert decision.reasons == ()
 
 
 def test_any_loss_is_taken_as_a_full_ring() -> None:

@@ -36,7 +36,7 @@ def test_the_budget_is_used_and_no_more_if_the_floors_fit(rates: dict[str, float
 
 @given(RATES, st.floats(1, 1e7))
 def test_floors_yield_from_the_lowest_priority_on(rates: dict[str, float], budget: float) -> None:
-    """A class yields only when all of lower priority are down to the least."""
+    """A class yields only when all of lower priority are down to the least, or to their part of the tenth for all."""
     found = _claims(rates)
     floors = fit_floors(found, budget)
     order = list(BANDS)
@@ -44,7 +44,28 @@ def test_floors_yield_from_the_lowest_priority_on(rates: dict[str, float], budge
         if floors[claim.class_] < claim.floor * claim.rate * 0.999:
             for lower in found:
                 if order.index(lower.priority) > order.index(claim.priority):
-                    assert floors[lower.class_] == pytest.approx(lower.least * lower.rate)
+                    assert floors[lower.class_] <= max(lower.least * lower.rate, 0.1 * budget) * 1.001
+
+
+@given(RATES, st.floats(1, 1e7))
+def test_floors_are_over_the_budget_only_where_even_the_least_is(rates: dict[str, float], budget: float) -> None:
+    """By no more than the tenth that all part."""
+    found = _claims(rates)
+    least = sum(claim.least * claim.rate for claim in found)
+    assert sum(fit_floors(found, budget).values()) <= max(budget, least + 0.1 * budget) * 1.001
+
+
+@pytest.mark.parametrize("flood", [1e4, 1e6])
+def test_what_is_nearly_idle_is_not_cut_for_a_flood(flood: float) -> None:
+    """Two events per second each beside a flood that takes all of 200: kept up to their ceilings, debug ones too."""
+    rates = dict.fromkeys(Settings().classes, 2.0) | {"connection": flood}
+    found = _claims(rates)
+    shares = max_min(found, fit_floors(found, 200.0), 200.0)
+    idle = [claim for claim in found if claim.class_ != "connection"]
+    assert {claim.class_: shares[claim.class_] for claim in idle} == pytest.approx(
+        {claim.class_: claim.ceiling * 2.0 for claim in idle}
+    )
+    assert shares["connection"] == pytest.approx(max(200.0 - sum(shares[claim.class_] for claim in idle), 0.01 * flood))
 
 
 def test_shares_above_the_floors_are_by_weight() -> None:
