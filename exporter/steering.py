@@ -182,11 +182,11 @@ class Steering:
         )
 
     def _capacity(self) -> tuple[int, float]:
-        """Events taken out of the rings, and CPU seconds for them, since the former were last added up."""
+        """Events taken out of the rings since they were last added up, and seconds for them with the share we have."""
         if not self._kernel:
             return 0, 0.0
         tally = self._kernel.programs.tally
-        now = sum(tally.handled.values()), tally.busy
+        now = sum(tally.handled.values()), tally.busy / tally.share
         if now[0] == self._taken[0]:
             return 0, 0.0
         (handled, busy), self._taken = self._taken, now

@@ -173,7 +173,10 @@ class LoadConfig(_Section):
     enable_kernel_filtering: _On = Field(default=True, description="Filter in the kernel where eBPF allows.")
     enable_intelligent_sampling: _On = Field(default=True, description="Let forecast and pattern drive the ratio.")
     enable_load_balancing: _On = Field(default=True, description="Give containers fair shares of what is kept.")
-    max_events_per_second: _Events = Field(default=10_000, description="Events per second that are kept at most.")
+    max_events_per_second: _Events = Field(
+        default=10_000,
+        description="Events per second that are kept at most; up to a third more, and seconds of a step, are let pass.",
+    )
     min_sampling_rate: _Ratio = Field(default=0.01, description="Ratio of events that is kept at least.")
     max_sampling_rate: _Ratio = Field(default=1.0, description="Ratio of events that is kept at most.")
     load_thresholds: LoadThresholds = Field(default=LoadThresholds(), description="Upper ends of the load levels.")

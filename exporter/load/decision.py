@@ -48,7 +48,10 @@ class Observation:
     handled: int = 0
     """Events that user space has handled since then."""
     busy: float = 0.0
-    """Seconds that user space was busy with these: handled / busy is its capacity. 0 where it is not measured."""
+    """Seconds that user space was busy with these: handled / busy is its capacity. 0 where it is not measured.
+
+    Where it may use no more than a share of a processor: its CPU seconds divided by that share.
+    """
     ring: float = 0.0
     """The highest occupancy of the ring since then, 0 to 1."""
     lost: Mapping[str, int] = field(default_factory=dict)

@@ -8,6 +8,8 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -502,6 +504,20 @@ def test_handled_events_are_counted_and_passed_on(
     assert recorder.families.value("cni_events_handled_total", ("packet_drop",)) == 1
     assert recorder.error_kinds() == ["record"]
     assert sum(recorder.families.histograms["cni_events_lag_seconds"]["packet_drop",][:-1]) == 1
+
+
+def test_what_is_handled_shows_at_once_to_whoever_measures_the_capacity(
+    opened: tuple[source.KernelSource, Recorder, dict[str, FakeMap]],
+) -> None:
+    """Each time that the ring was emptied, not only where families are updated; and what share may be used for it."""
+    kernel_source, _, _ = opened
+    tally = kernel_source._programs.tally
+    _take(kernel_source, _record(3))
+    bell: Any = SimpleNamespace(due=lambda: True, emptied=lambda **_: None)
+    kernel_source._listen(bell)
+    assert tally.handled == {"packet_drop": 1}
+    source.KernelSource(kernel_source._programs, share=0.25)
+    assert tally.share == 0.25
 
 
 def test_a_namespace_that_is_gone_leaves_with_its_last_counts(

@@ -93,7 +93,7 @@ class Rig:
 
 
 def test_an_observation_holds_what_the_kernel_and_the_admission_counted_since_the_last() -> None:
-    """Classes of both sides are there, as differences; capacity is told when handled events were added up."""
+    """Classes of both sides are there, as differences; capacity is that of the processor share that may be used."""
     rig = Rig()
     rig.admission.steer({"container": 1.0})
     rig.controls.counts = Counts(
@@ -104,7 +104,7 @@ def test_an_observation_holds_what_the_kernel_and_the_admission_counted_since_th
         rig.admission.should_sample("container", {})
     rig.steering.step()
     rig.tally.handled["exec"] = 83
-    rig.tally.busy = 0.75
+    rig.tally.busy, rig.tally.share = 0.75, 0.25
     rig.now = 101.0
     rig.steering.step()
     first, second = rig.governor.observed
@@ -115,7 +115,7 @@ def test_an_observation_holds_what_the_kernel_and_the_admission_counted_since_th
     assert (first.keys, first.ring, first.pressure) == ({"exec": {("comm", "cc"): 60}}, 0.25, {"cpu": 0.5})
     assert (first.handled, first.busy) == (0, 0.0)
     assert second.seen == {"exec": 100}
-    assert (second.handled, second.busy) == (83, 0.75)
+    assert (second.handled, second.busy) == (83, 3.0)
 
 
 def test_a_decision_reaches_the_kernel_and_the_admission() -> None:

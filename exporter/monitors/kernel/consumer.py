@@ -37,6 +37,8 @@ class Tally:
     """Estimated variance of that: the sum of weight * (weight - 1) (Horvitz-Thompson, each event drawn by itself)."""
     busy: float = 0.0
     """CPU seconds that the thread has spent on records."""
+    share: float = 1.0
+    """Of a processor, what the thread may spend on them, critical ones aside."""
     _new: Counter[tuple[int, int]] = field(default_factory=Counter)
     _late: list[list[int]] = field(default_factory=lambda: [[0] * (len(_BOUNDS) + 2) for _ in CLASSES])
 

@@ -50,7 +50,7 @@ class KernelSource(Source):
     def __init__(self, programs: "Programs", tap: Tap | None = None, share: float = 1.0) -> None:
         """Keep the programs; nothing is opened yet. Events, critical ones aside, may cost `share` of a processor."""
         self._programs = programs
-        self._share = share
+        self._share = programs.tally.share = share
         self._tap = tap
         self._rings: dict[str, bpf.Ring] = {}
         self._bell: Bell | None = None
@@ -126,6 +126,7 @@ class KernelSource(Source):
         if bell.due():
             before = self._programs.tally.busy
             wholly = self._consume(self._rings["events"]) < _BATCH
+            self._programs.tally.settle()
             bell.emptied(wholly=wholly, spent=self._programs.tally.busy - before)
 
     def _consume(self, ring: bpf.Ring) -> int:
