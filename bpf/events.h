@@ -125,8 +125,11 @@ INLINE struct event *event_reserve(const struct subject *about, const struct flo
         RAISE(account->filtered, 1);
         return 0;
     }
-    if (filters & COUNT_QUOTA && about->netns.inum)
-        chance = halved(chance, halvings_by_quota(about, &now));
+    if (filters & COUNT_QUOTA && about->netns.inum) {
+        struct quota quota = {.netns = about->netns, .class = class};
+        chance = halved(chance, halvings_by_quota(&quota));
+        now = quota.now;
+    }
     if (!event_drawn(&account->coin, class, &chance)) {
         RAISE(account->sampled_out, 1);
         return 0;

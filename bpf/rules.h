@@ -149,150 +149,23 @@ INLINE u64 halved(u64 chance, u32 times) {
     return chance + (((chance - 1) >> 63) & there);
 }
 
-/* The smallest of each sort that was met; UNSAID or more where there was none. */
-#define UNSAID (2 * WHOLE)
-struct terms {
-    u64 thins;
-    u64 instead;
-    u64 learned;
-};
-
-INLINE void apply(void *map, const void *key, struct verdict *verdict, struct terms *terms) {
-    struct rule *rule = map_lookup(map, key);
-    u32 class = CLASS_OF(verdict->like), met;
-    u64 chance, learned;
-    if (!rule || !((rule->thins | rule->instead | rule->learned) >> class & 1))
-        return;
-    chance = chance_of(rule->ratios[class]);
-    learned = rule->learned >> class & 1;
-    terms->thins = smaller(terms->thins, chance + (~rule->thins >> class & 1) * UNSAID);
-    terms->instead = smaller(terms->instead, chance + (~rule->instead >> class & 1) * UNSAID);
-    terms->learned = smaller(terms->learned, chance + (learned ^ 1) * UNSAID);
-    met = rule->slot << 1 | learned;
-    if (verdict->rules && verdict->met[(verdict->rules - 1) & 15] == met) /* by the other side of a flow */
-        return;
-    verdict->met[verdict->rules++ & 15] = met;
-    verdict->configured += learned ^ 1;
-}
-
-INLINE void apply_to_flow(struct verdict *verdict, struct terms *terms) {
-    u32 asked = ASKED_OF(verdict->like);
-#pragma clang loop unroll(disable) /* it is the larger part of what is compiled */
-    for (u32 side = 0; asked & FILTER_PREFIX && side < 2; side++) {
-        struct prefix prefix = {.length = 128};
-        __builtin_memcpy(prefix.address, side ? &verdict->like[LIKE_DESTINATION] : &verdict->like[LIKE_SOURCE], 16);
-        apply(MAP(filter_prefix), &prefix, verdict, terms);
-    }
-#pragma clang loop unroll(disable)
-    for (u32 side = 0; asked & FILTER_PORT && side < 2; side++) {
-        u32 port = verdict->like[LIKE_PORTS] >> side * 16 & 0xffff;
-        apply(MAP(filter_port), &port, verdict, terms);
-    }
-}
-
-INLINE void apply_rules(struct verdict *verdict, struct terms *terms) {
-    u32 asked = ASKED_OF(verdict->like), pid = verdict->like[LIKE_WHO], call = verdict->like[LIKE_WHO] >> 32;
-    if (asked & FILTER_PID)
-        apply(MAP(filter_pid), &pid, verdict, terms);
-    if (asked & FILTER_COMM)
-        apply(MAP(filter_comm), &verdict->like[LIKE_COMM], verdict, terms);
-    if (asked & FILTER_SYSCALL)
-        apply(MAP(filter_syscall), &call, verdict, terms);
-    if (asked & FILTER_NETNS) {
-        struct netns_id netns = NETNS_OF(verdict->like);
-        apply(MAP(filter_netns), &netns, verdict, terms);
-    }
-    if (asked & FILTER_CGROUP)
-        apply(MAP(filter_cgroup), &verdict->like[LIKE_CGROUP], verdict, terms);
-    apply_to_flow(verdict, terms);
-}
-
-/* The chance by rules and class; `filtered` where there is none. */
-INLINE void decide(struct verdict *verdict, u64 chance, u64 nothing) {
-    struct terms terms = {UNSAID + nothing, UNSAID + nothing, UNSAID + nothing};
-    verdict->rules = verdict->configured = 0;
-    apply_rules(verdict, &terms);
-    verdict->filtered = !terms.thins || !terms.instead;
-    if (terms.instead <= WHOLE)
-        chance = terms.instead;
-    else if (terms.thins > WHOLE)
-        chance = smaller(chance, terms.learned);
-    verdict->chance = (chance >> 1) * smaller(terms.thins, WHOLE) >> 31; /* WHOLE times WHOLE has no room in 64 bits */
-}
-
-/* ---- whose events they are ---- */
-
-INLINE struct key_load *load_of(void *map, u32 id, const void *key, u32 class, u32 amount) {
-    struct key_load *load = map_lookup(map, key), *fresh;
-    u32 zero = 0;
-    if (!load) {
-        fresh = map_lookup(MAP(load_fresh), &zero);
-        if (fresh && !map_update(map, key, fresh, 1 /* BPF_NOEXIST */))
-            inserted(id);
-        load = map_lookup(map, key);
-    }
-    if (!load) {
-        insert_failed(id);
-        return 0;
-    }
-    class -= FIRST_COUNTED;
-    if (class < 6)
-        RAISE(load->counts[class], amount);
-    return load;
-}
-#define LOAD_OF(kind, key, class, amount) load_of(MAP(load_##kind), MAP_ID_load_##kind, key, class, amount)
-
-/* Counts for the rules that were met. Per CPU, for all events of a heavy hitter meet one. */
-INLINE void count_matches(const struct verdict *verdict, u32 learned, u32 amount) {
-#pragma clang loop unroll(disable)
-    for (u32 i = 0; i < RULES_MET && i < verdict->rules; i++) {
-        u32 slot = verdict->met[i] >> 1;
-        struct matches *matches = map_lookup(MAP(rule_matches), &slot);
-        if (matches && (verdict->met[i] & 1) == learned)
-            RAISE(matches->by_origin[learned], amount);
-    }
-}
+/* ---- what is looked up: functions of rules.c, which all programs share ---- */
 
 /* Adds what is pending to the counts of the learned rules and of the keys. */
-INLINE void settle(struct verdict *verdict) {
-    u32 class = CLASS_OF(verdict->like), counted = COUNTED_OF(verdict->like), amount = verdict->pending;
-    verdict->pending = 0;
-    if (verdict->rules > verdict->configured)
-        count_matches(verdict, 1, amount);
-    if (counted & COUNT_NETNS >> 16 && (u32)verdict->like[LIKE_WHAT]) {
-        struct netns_id netns = NETNS_OF(verdict->like);
-        LOAD_OF(netns, &netns, class, amount);
-    }
-    if (counted & COUNT_COMM >> 16)
-        LOAD_OF(comm, &verdict->like[LIKE_COMM], class, amount);
-    if (counted & COUNT_PREFIX >> 16) {
-        struct prefix prefix = {.length = 128}; /* of a dropped packet its sender, of a socket its peer */
-        const u64 *address = &verdict->like[class == PACKET_DROP ? LIKE_SOURCE : LIKE_DESTINATION];
-        __builtin_memcpy(prefix.address, address, 16);
-        if (address[0] | address[1]) /* else it has none */
-            LOAD_OF(prefix, &prefix, class, amount);
-    }
-}
+static long (*settle)(struct verdict *verdict) = (void *)CALL_rules_settle;
+/* Finds out what is said of events like this: from the class' ratio, which is in `chance`, to what comes of it. */
+static long (*decide)(struct verdict *verdict) = (void *)CALL_rules_decide;
+/* Counts one event for the configured rules that it met. */
+static long (*count_matches)(struct verdict *verdict) = (void *)CALL_rules_matched;
 
+struct quota {
+    struct netns_id netns;
+    u64 class;
+    u64 now; /* for the answer: ns */
+};
 /* Counts the event for its namespace; the answer is by how many halvings the quota thins it: the n-th in a second (of 2^30 ns)
  * on this CPU, once it has had its quota m, by 1 + log2(n / m), at most 6. */
-INLINE u32 halvings_by_quota(const struct subject *about, u64 *now) {
-    struct netns_id netns = about->netns;
-    struct key_load *load = LOAD_OF(netns, &netns, about->class, 1);
-    u32 slot = QUOTA, second;
-    u64 *quota = map_lookup(MAP(constants), &slot), nth;
-    if (!load || !quota || !*quota)
-        return 0;
-    *now = bpf_ktime_get_ns();
-    second = *now >> 30;
-    if (load->second != second) {
-        load->second = second;
-        load->nth = 0;
-    }
-    nth = ++load->nth;
-    return (nth >= *quota) + (nth >= *quota * 2) + (nth >= *quota * 4) + (nth >= *quota * 8) + (nth >= *quota * 16) +
-           (nth >= *quota * 32);
-}
+static long (*halvings_by_quota)(struct quota *quota) = (void *)CALL_rules_quota;
 
 /* ---- what was said of events like this one ---- */
 
@@ -388,11 +261,12 @@ INLINE int judged(const struct subject *about, const struct flow *flow, u64 filt
     if (!known) {
         __builtin_memcpy(verdict->like, like, sizeof(like));
         verdict->generation = filters >> 32;
-        decide(verdict, *chance, nothing);
+        verdict->chance = *chance;
+        decide(verdict);
         verdict->pending = !verdict->filtered;
     }
     if (verdict->configured)
-        count_matches(verdict, 0, 1);
+        count_matches(verdict);
     *chance = verdict->chance;
     filtered = verdict->filtered;
     BARRIER();

@@ -102,13 +102,22 @@ def library() -> ctypes.CDLL:
         "libbpf_num_possible_cpus": (number, []),
         "libbpf_set_print": (pointer, [pointer]),
         "ring_buffer__new": (pointer, [number, _SAMPLE, pointer, pointer]),
-        "ring_buffer__consume": (number, [pointer]),
         "ring_buffer__epoll_fd": (number, [pointer]),
         "ring_buffer__free": (None, [pointer]),
     }
     lib = libbpf(calls)
     lib.libbpf_set_print(None)  # it would write to standard error
     return lib
+
+
+@cache
+def _consume() -> Callable[[int], int]:
+    """Give libbpf's ring_buffer__consume, called with the interpreter lock held.
+
+    Its callback is Python: to let go of the lock, and to ask for it again for each record, costs a third of the record,
+    and up to 5 ms of waiting for another thread at work.
+    """
+    return ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(("ring_buffer__consume", library()))
 
 
 @cache
@@ -282,7 +291,7 @@ class Ring:
     def consume(self, budget: int = 4096) -> int:
         """Handle what is there, at most `budget` records; the answer is how many. Raises what `handle` raised."""
         self._left, self._read = budget, 0
-        result = library().ring_buffer__consume(self._ring)
+        result = _consume()(self._ring)
         if self._failure:
             failure, self._failure = self._failure, None
             raise failure

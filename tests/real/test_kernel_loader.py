@@ -8,7 +8,7 @@ import pytest
 from recorder import Recorder
 
 from exporter.monitors import kernel
-from exporter.monitors.kernel import programs
+from exporter.monitors.kernel import compiler, programs
 from exporter.monitors.kernel.source import KernelSource
 
 pytestmark = [pytest.mark.real("root"), pytest.mark.host]
@@ -35,7 +35,7 @@ def test_only_the_functions_that_are_attached_are_compiled(tmp_path: Path, monke
         }
         (compiled,) = json.loads((tmp_path / "rounds").read_text())
         possible = {hook.function for own in rungs.values() for rung in own for hook in rung.hooks}
-        assert set(compiled) <= possible | {"proof_offsets", "proof_values"}
+        assert set(compiled) <= possible | {"proof_offsets", "proof_values", *compiler.SHARED}
         assert all(any({h.function for h in rung.hooks} <= set(compiled) for rung in own) for own in rungs.values())
     finally:
         found.close()

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from exporter import privileges
 from exporter.contract import Unsupported
 from exporter.monitors.kernel import attach
-from exporter.monitors.kernel.compiler import Module
+from exporter.monitors.kernel.compiler import KERNEL_FUNCTION, OWN_FUNCTION, SHARED, Module
 from exporter.monitors.kernel.ladder import Climb
 from exporter.monitors.kernel.shapes import Hook, Probe, Program, Rung
 
@@ -41,7 +43,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
             raise early[hook.function]
 
     def attach_at(hook: Hook, code: bytes, _: object) -> attach.Attached:
-        assert code == hook.function.encode()
+        assert code == _code(hook.function)
         if hook.function in late:
             raise late[hook.function]
         return attach.Attached(os.open("/dev/null", os.O_RDONLY), os.open("/dev/null", os.O_RDONLY), hook.symbols[0])
@@ -57,9 +59,13 @@ def _climb(*rungs: Rung) -> Climb:
     return Climb(Program("program", (), (), (probe,)), probe, Types())  # type: ignore[arg-type] - has what is used
 
 
+def _code(function: str) -> bytes:
+    return function.encode().ljust(32, b"\0")  # four instructions
+
+
 def _compiled(*functions: str) -> Module:
     module = Module()
-    module.add({name: name.encode() for name in functions}, functions)
+    module.add({name: _code(name) for name in functions}, functions)
     return module
 
 
@@ -131,6 +137,28 @@ def test_a_function_that_was_compiled_out_is_a_refusal() -> None:
     climb.hold(_compiled())
     climb.look()
     assert climb.functions == ("without_reason",)
+
+
+def _call(number: int, source: int = 0) -> bytes:
+    """Write struct bpf_insn of a call: code, registers, offset, immediate."""
+    return struct.pack("=BBhi", 0x85, source << 4 if sys.byteorder == "little" else source, 0, number)
+
+
+EXIT = struct.pack("=BBhi", 0x95, 0, 0, 0)
+
+
+def test_calls_of_other_functions_are_linked() -> None:
+    """A helper's stays, the kernel's gets its BTF id, ours the distance to the one copy behind."""
+    module = Module()
+    decide = OWN_FUNCTION + SHARED.index("rules_decide")
+    program = _call(5) + _call(decide) + _call(KERNEL_FUNCTION + 77) + _call(decide) + EXIT
+    shared = _call(KERNEL_FUNCTION + 78) + EXIT
+    module.add({"drops": program, "rules_decide": shared}, ["drops"])
+    linked = _call(5) + _call(3, 1) + _call(77, 2) + _call(1, 1) + EXIT + _call(78, 2) + EXIT
+    assert module.code("drops") == linked
+    module.add({"tcp_state": _call(decide + 1) + EXIT}, ["tcp_state"])
+    with pytest.raises(Unsupported, match=f"{SHARED[SHARED.index('rules_decide') + 1]} does not fit this kernel"):
+        module.code("tcp_state")
 
 
 def test_a_probe_without_a_rung_has_every_reason_once(refuse: Refuse) -> None:

@@ -19,9 +19,12 @@ from pathlib import Path
 from exporter.contract import Unsupported
 
 _PACKAGE = "install the package python3-bpfcc"
-KERNEL_FUNCTION = 1 << 28
-"""A call to this number and a type's id is one to the kernel's function of that type: C knows only calls of helpers."""
-_CALL, _TO_FUNCTION = 0x85, 2  # BPF_JMP | BPF_CALL; BPF_PSEUDO_KFUNC_CALL, include/uapi/linux/bpf.h
+KERNEL_FUNCTION, OWN_FUNCTION = 1 << 28, 1 << 29
+"""What a call of a helper with a number from here on stands for, since bcc knows no other calls: one to the function of
+the kernel with this BTF id, one to the function of ours with this place in SHARED."""
+SHARED = ("rules_settle", "rules_decide", "rules_matched", "rules_quota")
+"""Functions that programs call; each program has its own copies."""
+_CALL, _TO_OWN, _TO_KERNEL = 0x85, 1, 2  # BPF_JMP | BPF_CALL, BPF_PSEUDO_(KFUNC_)CALL, include/uapi/linux/bpf.h
 _INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: code, registers, offset, immediate
 _NOBODY = 65534  # overflowuid, include/linux/highuid.h: owns nothing
 
@@ -36,7 +39,7 @@ class Module:
 
     def add(self, functions: Mapping[str, bytes], asked: Iterable[str]) -> None:
         """Take what came of the functions that were asked for."""
-        self._functions |= {name: _linked(code) for name, code in functions.items()}
+        self._functions |= functions
         self._asked.update(asked)
 
     def knows(self, function: str) -> bool:
@@ -48,20 +51,28 @@ class Module:
         return len(self._functions.get(function, b""))
 
     def code(self, function: str) -> bytes:
-        """Give a function's instructions. Raises Unsupported where it was compiled out for this kernel."""
+        """Give a function's instructions, those that it calls behind. Raises Unsupported where there are none."""
+        linked, places = bytearray(self._own(function)), dict[str, int]()
+        at = 0
+        while at < len(linked):
+            what, registers, offset, number = _INSTRUCTION.unpack_from(linked, at)
+            if what == _CALL and not registers and number >= KERNEL_FUNCTION:
+                kind, number = _TO_KERNEL, number - KERNEL_FUNCTION
+                if number >= OWN_FUNCTION - KERNEL_FUNCTION:
+                    name = SHARED[number + KERNEL_FUNCTION - OWN_FUNCTION]
+                    if name not in places:
+                        places[name] = len(linked)
+                        linked += self._own(name)
+                    kind, number = _TO_OWN, (places[name] - at) // _INSTRUCTION.size - 1
+                registers = kind << 4 if sys.byteorder == "little" else kind
+                _INSTRUCTION.pack_into(linked, at, what, registers, offset, number)
+            at += _INSTRUCTION.size
+        return bytes(linked)
+
+    def _own(self, function: str) -> bytes:
         if function not in self._functions:
             raise Unsupported(f"{function} does not fit this kernel")
         return self._functions[function]
-
-
-def _linked(code: bytes) -> bytes:
-    """Make the calls of kernel functions what they are."""
-    linked = bytearray(code)
-    for at, (what, registers, offset, number) in enumerate(_INSTRUCTION.iter_unpack(code)):
-        if what == _CALL and not registers and number >= KERNEL_FUNCTION:
-            source = _TO_FUNCTION << 4 if sys.byteorder == "little" else _TO_FUNCTION
-            _INSTRUCTION.pack_into(linked, at * 8, what, source, offset, number - KERNEL_FUNCTION)
-    return bytes(linked)
 
 
 class Job:

@@ -23,10 +23,10 @@ from exporter.contract import Unsupported
 from exporter.host.bpf import Map
 from exporter.host.btf import Btf, drop_reasons
 from exporter.monitors.kernel import attach, headers, proof
-from exporter.monitors.kernel.compiler import KERNEL_FUNCTION, Job, Module
+from exporter.monitors.kernel.compiler import KERNEL_FUNCTION, OWN_FUNCTION, SHARED, Job, Module
 from exporter.monitors.kernel.handover import PREFIX, Manifest, send
 from exporter.monitors.kernel.ladder import Climb, reason
-from exporter.monitors.kernel.programs import COMMON, PROGRAMS, PROOF
+from exporter.monitors.kernel.programs import COMMON, PROGRAMS, PROOF, RULES
 from exporter.monitors.kernel.shapes import MapShape, Program, Settings
 
 SOURCES = Path(__file__).parents[3] / "bpf"
@@ -189,7 +189,7 @@ class Loader:
 
     def _start(self, programs: Iterable[Program], *, proven: bool = False) -> Job:
         """Start compiling some programs, with the self-proof or without."""
-        names = ["common.h", *_files([PROOF] if proven else []), *_files(programs)]
+        names = ["common.h", *_files([RULES, PROOF] if proven else []), *_files(programs)]
         texts = [f'#line 1 "{name}"\n{(SOURCES / name).read_text(encoding="utf-8")}' for name in names]
         if proven:
             texts.append(proof.offsets_source(self._members))
@@ -199,6 +199,7 @@ class Loader:
         numbers = {name: number for number, name in self.manifest.reasons.items()}
         shapes: dict[str, MapShape] = {s.name: s for p in (COMMON, PROOF, *self._wanted) for s in p.maps}
         defines: dict[str, object] = {f"HAVE_{path.replace('.', '_')}": 1 for path in self._members}
+        defines |= {f"CALL_{name}": OWN_FUNCTION + number for number, name in enumerate(SHARED)}
         defines["KERNEL_FUNCTION"] = KERNEL_FUNCTION
         for name in {name for program in (COMMON, *self._wanted) for name in program.types}:
             number = self._types.find(name) or self._types.function(name)

@@ -100,6 +100,10 @@ PROOF = Program(
 """The self-proof; its maps are gone with the loader."""
 
 
+RULES = Program(name="rules", members=(), maps=(), probes=())
+"""What programs call to look rules and keys up."""
+
+
 def _drop_constants(_: Settings, reasons: Mapping[str, int]) -> dict[str, str]:
     """Number the reasons that are no drop; 0xffffffff is never met."""
     return {
