@@ -11,6 +11,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable
@@ -98,6 +99,11 @@ def in_an_exporter() -> None:
             found = [re.findall(rf'^{name}{{program="(\w+)".*}} (\S+)$', text, re.MULTILINE) for name in families]
             return [{program: float(value) for program, value in pairs} for pairs in found]
 
+        deadline = time.monotonic() + 20
+        while "tcp_reset" not in read()[1]:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the exporter has attached no programs")
+            time.sleep(0.2)
         for flood, times, about in ((drops, 15, ["drops"]), (refused, 12, ["tcp_state", "tcp_reset"])):
             costs: dict[str, list[float]] = defaultdict(list)
             for _ in range(ROUNDS):
