@@ -1,7 +1,7 @@
 /* What an event is about; what rules say of it, what is counted by key, and what was said of events like it.
  *
- * Cost: see README.md. A flood is one event over and over. So what was found out about one, for whom rules, commands,
- * addresses are looked up in up to nine hashes, is kept per CPU for the next that is like it in all that was asked.
+ * Cost: see README.md. A flood is one event over and over. So what was found out about one, for which up to twelve
+ * hashes are asked, is kept per CPU for the next that is like it in all that was asked.
  */
 #ifndef CNI_RULES_H
 #define CNI_RULES_H

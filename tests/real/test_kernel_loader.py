@@ -2,16 +2,31 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from recorder import Recorder
 
+from exporter.host.btf import Btf
 from exporter.monitors import kernel
-from exporter.monitors.kernel import compiler, programs
+from exporter.monitors.kernel import attach, compiler, programs
 from exporter.monitors.kernel.source import KernelSource
 
 pytestmark = [pytest.mark.real("root"), pytest.mark.host]
+
+
+def test_casts_are_tried_before_they_are_relied_on(
+    monkeypatch: pytest.MonkeyPatch, lacking: Callable[[str], None]
+) -> None:
+    """The verifier takes a call of the kernel's own function, and refuses one of what is no such function."""
+    with Btf() as types:
+        if not types.function("bpf_rdonly_cast"):
+            lacking("needs Linux 6.2")
+        assert attach.takes_casts(types)
+        wrong = types.function("kfree_skb")
+        monkeypatch.setattr(types, "function", lambda _: wrong)
+        assert not attach.takes_casts(types)
 
 
 def test_only_the_functions_that_are_attached_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

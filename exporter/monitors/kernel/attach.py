@@ -18,6 +18,7 @@ from exporter.contract import Unsupported
 from exporter.host import bpf
 from exporter.host.bpf import library
 from exporter.host.btf import Btf
+from exporter.monitors.kernel.compiler import kernel_call
 from exporter.monitors.kernel.shapes import LPM_TRIE, Hook, MapShape, Settings
 
 _NO_PREALLOCATION = 1
@@ -29,7 +30,9 @@ _SET_BPF, _ENABLE = 0x40042408, 0x2400  # PERF_EVENT_IOC_SET_BPF, PERF_EVENT_IOC
 _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _CLOSE_ON_EXEC = 8  # PERF_FLAG_FD_CLOEXEC
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")  # not everywhere
-_NOTHING = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)  # r0 = 0; exit
+_INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: code, registers, offset, immediate
+_SET, _EXIT = 0xB7, 0x95  # BPF_ALU64 | BPF_MOV, BPF_JMP | BPF_EXIT
+_NOTHING = _INSTRUCTION.pack(_SET, 0, 0, 0) + _INSTRUCTION.pack(_EXIT, 0, 0, 0)
 _T = TypeVar("_T")
 
 
@@ -183,6 +186,20 @@ def try_out(hook: Hook, types: Btf) -> None:
     What is refused only when it is attached is not found out. Raises Unsupported or OSError as `attach` does.
     """
     _first(hook.symbols, lambda symbol: os.close(_load_at(hook, symbol, _NOTHING, types)))
+
+
+def takes_casts(types: Btf) -> bool:
+    """Say whether programs may call bpf_rdonly_cast: where the kernel has it (6.2), and its JIT compiler is on."""
+    function, number = types.function("bpf_rdonly_cast"), types.find("iphdr")
+    tracepoint = types.tracepoint("kfree_skb")
+    if not (function and number and tracepoint):
+        return False
+    code = _INSTRUCTION.pack(_SET, 1, 0, 0) + _INSTRUCTION.pack(_SET, 2, 0, number) + kernel_call(function) + _NOTHING
+    try:
+        os.close(_load("casts", code, _Target(_TRACING, _TRACE_RAW_TP, tracepoint)))
+    except OSError:
+        return False
+    return True
 
 
 def _first(symbols: Iterable[str], work: Callable[[str], _T]) -> _T:

@@ -55,24 +55,32 @@ class Module:
         linked, places = bytearray(self._own(function)), dict[str, int]()
         at = 0
         while at < len(linked):
-            what, registers, offset, number = _INSTRUCTION.unpack_from(linked, at)
-            if what == _CALL and not registers and number >= KERNEL_FUNCTION:
-                kind, number = _TO_KERNEL, number - KERNEL_FUNCTION
-                if number >= OWN_FUNCTION - KERNEL_FUNCTION:
-                    name = SHARED[number + KERNEL_FUNCTION - OWN_FUNCTION]
-                    if name not in places:
-                        places[name] = len(linked)
-                        linked += self._own(name)
-                    kind, number = _TO_OWN, (places[name] - at) // _INSTRUCTION.size - 1
-                registers = kind << 4 if sys.byteorder == "little" else kind
-                _INSTRUCTION.pack_into(linked, at, what, registers, offset, number)
-            at += _INSTRUCTION.size
+            what, registers, _, number = _INSTRUCTION.unpack_from(linked, at)
+            end = at + _INSTRUCTION.size
+            if what == _CALL and not registers and number >= OWN_FUNCTION:
+                name = SHARED[number - OWN_FUNCTION]
+                if name not in places:
+                    places[name] = len(linked)
+                    linked += self._own(name)
+                linked[at:end] = _call(_TO_OWN, (places[name] - end) // _INSTRUCTION.size)
+            elif what == _CALL and not registers and number >= KERNEL_FUNCTION:
+                linked[at:end] = kernel_call(number - KERNEL_FUNCTION)
+            at = end
         return bytes(linked)
 
     def _own(self, function: str) -> bytes:
         if function not in self._functions:
             raise Unsupported(f"{function} does not fit this kernel")
         return self._functions[function]
+
+
+def kernel_call(function: int) -> bytes:
+    """Write the instruction that calls a function of the kernel, by its BTF id."""
+    return _call(_TO_KERNEL, function)
+
+
+def _call(kind: int, number: int) -> bytes:
+    return _INSTRUCTION.pack(_CALL, kind << 4 if sys.byteorder == "little" else kind, 0, number)
 
 
 class Job:

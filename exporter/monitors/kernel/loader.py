@@ -53,6 +53,7 @@ class Loader:
         ]
         self._climbs = [Climb(program, probe, types) for program in self._wanted for probe in program.probes]
         self._members = self._existing_members()
+        self._numbers = self._existing_types()
 
     def run(self) -> None:
         """Fill the manifest. Raises Unsupported or OSError where nothing at all can be loaded."""
@@ -109,6 +110,14 @@ class Loader:
             if lacking:
                 self._settle(program, f"this kernel has no {', '.join(lacking)}")
         return existing
+
+    def _existing_types(self) -> dict[str, int]:
+        """Number the structs and functions that programs use where they can."""
+        names = {name for program in (COMMON, *self._wanted) for name in program.types}
+        numbers = {name: self._types.find(name) or self._types.function(name) for name in names}
+        if not attach.takes_casts(self._types):
+            numbers.pop("bpf_rdonly_cast", None)
+        return {name: number for name, number in numbers.items() if number}
 
     def _programs(self) -> list[Program]:
         """Those of which something is to be compiled."""
@@ -201,9 +210,7 @@ class Loader:
         defines: dict[str, object] = {f"HAVE_{path.replace('.', '_')}": 1 for path in self._members}
         defines |= {f"CALL_{name}": OWN_FUNCTION + number for number, name in enumerate(SHARED)}
         defines["KERNEL_FUNCTION"] = KERNEL_FUNCTION
-        for name in {name for program in (COMMON, *self._wanted) for name in program.types}:
-            number = self._types.find(name) or self._types.function(name)
-            defines |= {f"BTF_ID_{name}": number} if number else {}
+        defines |= {f"BTF_ID_{name}": number for name, number in self._numbers.items()}
         for number, (name, fd) in enumerate(self._maps.items()):
             defines |= {f"MAP_FD_{name}": fd, f"MAP_ID_{name}": number}
             defines[f"MAP_ENTRIES_{name}"] = f"{shapes[name].capacity(self._settings)}U"
