@@ -208,12 +208,12 @@ class Exporter:
         for name in ("web", "feed", "kernel", "cni_config", "audit"):
             if getattr(loaded.config, name) != getattr(self._loaded.config, name):
                 log.warning("a change of section %s takes a restart", name)
-        before = {owner for _, owners in monitors(self._loaded.config, self._programs) for owner in owners}
+        before = {owners for _, owners in monitors(self._loaded.config, self._programs)}
         self._halt()
         self._loaded = loaded
-        after = {owner for _, owners in monitors(loaded.config, self._programs) for owner in owners}
-        for owner in (before - after) | {"load"}:
-            self.store.clear(owner)
+        after = {owners for _, owners in monitors(loaded.config, self._programs)}
+        for owners in (before - after) | {("load",)}:
+            self.store.clear(*owners)
         self.store.apply(_policy(loaded.config))
         self._rules = privacy_rules(loaded.config)
         logs.setup(loaded.config.log.level, loaded.config.log.format, self._rules)

@@ -44,6 +44,8 @@ class _Table:
     parts: dict[frozenset[str], Mapping[Key, float]] = field(default_factory=dict)
     """What `values` is the sum of, by writer: where several write a family, each has its part."""
     histograms: dict[Key, list[float]] = field(default_factory=dict)
+    histograms_by: frozenset[str] = frozenset()
+    """Who has replaced `histograms`; nobody where they are observed."""
     series: dict[Key, Series] = field(default_factory=dict)
     unsettled: dict[Key, tuple[str, ...]] = field(default_factory=dict)
     """Keys whose joined labels may still change, with what they are now."""
@@ -203,14 +205,17 @@ class Store:
                     raise ValueError(f"{table.family.name}: {len(state)} figures do not fit its buckets")
         with self._writing:
             for table, snapshot in tables:
-                table.histograms, table.replaced = {key: list(state) for key, state in snapshot.items()}, True
+                table.histograms = {key: list(state) for key, state in snapshot.items()}
+                table.histograms_by, table.replaced = owners, True
 
-    def clear(self, owner: str) -> None:
-        """Empty what `owner` has replaced: it no longer runs. Its own counters stay."""
+    def clear(self, *owners: str) -> None:
+        """Empty what the view of these owners has replaced: its writer no longer runs. Its own counters stay."""
         with self._writing:
             for table in self._tables.values():
-                if table.family.owner == owner and table.replaced:
-                    table.values, table.histograms, table.parts = {}, {}, {}
+                if table.parts.pop(frozenset(owners), None) is not None:
+                    table.values = _sum(table.parts)
+                if table.histograms_by == frozenset(owners):
+                    table.histograms = {}
 
     def read(self, name: str) -> list[tuple[Mapping[str, str], float]]:
         """Give a family's series as they would be scraped now: (labels, value)."""

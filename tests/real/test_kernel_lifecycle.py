@@ -212,7 +212,8 @@ def test_namespaces_are_counted_exactly(watch: Watch, namespaces: list[str]) -> 
         assert len([event for event, _ in created if event.pid in pids]) == expected, how
     pids = set().union(*(pids for pids, _ in made.values()))
     ours = [event.netns for event, _ in created if event.pid in pids]
-    if tuple(map(int, os.uname().release.split(".")[:2])) >= (5, 12):  # before, one is an inode, which is used again
+    cookies = tuple(map(int, os.uname().release.split(".")[:2])) >= (5, 12)
+    if cookies:  # of Linux 5.12; before, one is an inode, which is used again
         assert not any(netns.endswith(":0") for netns in ours)
         assert len(set(ours)) == 46, "each is another namespace"
     for name in namespaces:
@@ -220,7 +221,8 @@ def test_namespaces_are_counted_exactly(watch: Watch, namespaces: list[str]) -> 
     watch.wait_for_ends(ours)
     told = {what: watch.events("netns", what) for what in COUNTERS}
     ended = [event.netns for event, _ in told["destroyed"] if event.netns in ours]
-    assert sorted(ended) == sorted(ours), "each ends once"
+    if cookies:  # else another's, which had the inode before, may have ended as well
+        assert sorted(ended) == sorted(ours), "each ends once"
     after = watch.counters("netns", COUNTERS)
     assert {what: after[what] - before[what] for what in COUNTERS} == {what: len(told[what]) for what in COUNTERS}
     known = [float(shown["lifetime"]) for _, shown in told["destroyed"] if "lifetime" in shown]

@@ -284,7 +284,7 @@ def test_what_is_in_no_namespace_has_empty_labels_at_once(store: Store) -> None:
 
 
 def test_a_family_of_several_writers_is_the_sum_of_their_parts(store: Store) -> None:
-    """Each replaces its own part; a key of both adds up; clearing the owner clears all parts."""
+    """Each replaces its own part; a key of both adds up; clearing one leaves the other's part."""
     one, other = store.owned("kernel", "load"), store.owned("load")
     seen = "cni_events_seen_total"
     one.replace({seen: {("exec",): 5.0, ("veth",): 1.0}})
@@ -293,9 +293,25 @@ def test_a_family_of_several_writers_is_the_sum_of_their_parts(store: Store) -> 
     one.replace({seen: {("exec",): 7.0}})
     assert store.latest(seen) == {("exec",): 7.0, ("veth",): 3.0, ("container",): 2.0}
     store.clear("load")
-    assert store.latest(seen) == {}
+    assert store.latest(seen) == {("exec",): 7.0}
     other.replace({seen: {("container",): 2.0}})
+    store.clear("load", "kernel")
     assert store.latest(seen) == {("container",): 2.0}
+
+
+def test_histograms_go_with_the_view_that_replaced_them(store: Store) -> None:
+    """A view that has only an owner in common with it takes nothing away."""
+    lags = "cni_events_lag_seconds"
+    state = [0.0] * (len(FAMILIES[lags].buckets) + 2)
+    store.owned("kernel", "load").replace_histograms({lags: {("exec",): state}})
+
+    def told() -> int:
+        return sum(len(found.histograms) for found in store.collect() if found.family.name == lags)
+
+    store.clear("load")
+    assert told() == 1
+    store.clear("kernel", "load")
+    assert told() == 0
 
 
 def test_namespaces_are_given_by_the_identity_that_the_kernel_knows(store: Store) -> None:
