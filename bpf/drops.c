@@ -1,19 +1,13 @@
 /* Dropped packets: exact counts by network namespace and reason; an event for each that is kept.
  *
  * Hook: tracepoint kfree_skb (skb, location, reason) with typed arguments (5.5); from Linux 5.17 with the reason.
- * Cost: per dropped packet one hash lookup; see README.md. A packet that is consumed
- * does not pass here (consume_skb), or is left out by its reason.
+ * Cost: per dropped packet one counter; see README.md. A packet that is consumed does not pass here (consume_skb), or is left
+ * out by its reason.
  * Namespace: of the device that the packet is on; where it is on none (queued in a socket), of its socket.
  */
 #include "common.h"
 
-struct drop_key {
-    struct netns_id netns;
-    u32 reason;
-    u32 pad;
-};
-
-SHAPE(drops, struct drop_key, u64);
+SHAPE(drops, struct count_key, u64); /* what: the reason */
 
 struct drop_event {
     struct event head;
@@ -113,7 +107,7 @@ INLINE struct net *netns_of_packet(struct sk_buff *skb, struct netns_id *id, str
 }
 
 INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
-    struct drop_key key = {.reason = reason};
+    struct count_key key = {.what = reason};
     struct subject about = {.class = PACKET_DROP, .who = WHO_IS_NOBODY};
     struct flow flow = {};
     struct net_device *device = 0;

@@ -13,12 +13,6 @@ enum tcp_state { ESTABLISHED = 1, SYN_SENT = 2, SYN_RECV = 3, CLOSED = 7 };
 enum tcp_kind { KIND_OPENED = 1, KIND_FAILED, KIND_RETRANSMITTED, KIND_RESET_SENT, KIND_CLOSED };
 enum tcp_direction { INCOMING, OUTGOING };
 
-struct tcp_key {
-    struct netns_id netns;
-    u32 what;
-    u32 pad;
-};
-
 /* Counts per bucket (not cumulative, the last is +Inf's), then the sum of all in ns. */
 struct connect_time {
     u64 counts[CONNECT_BUCKETS + 1];
@@ -43,7 +37,7 @@ struct tcp_opened {
     u32 pad;
 };
 
-SHAPE(tcp, struct tcp_key, u64);
+SHAPE(tcp, struct count_key, u64); /* what: enum tcp_count */
 SHAPE(tcp_connect, struct netns_id, struct connect_time);
 SHAPE(tcp_connecting, u64, struct tcp_connecting);
 SHAPE(tcp_entries, u32, u64);
@@ -84,7 +78,7 @@ INLINE struct net *netns_of_socket(const struct sock *sk, struct netns_id *id) {
 }
 
 INLINE void count_tcp(struct net *net, const struct netns_id *id, u32 what) {
-    struct tcp_key key = {.netns = *id, .what = what};
+    struct count_key key = {.netns = *id, .what = what};
     if (COUNT(tcp, &key, 1))
         netns_note(net, &key.netns);
 }

@@ -5,6 +5,7 @@ Each test makes its own network namespace and looks at that one's counters alone
 
 import contextlib
 import json
+import mmap
 import os
 import re
 import signal
@@ -21,10 +22,12 @@ from recorder import Recorder
 
 from exporter.catalog import CONNECT_DURATION
 from exporter.contract import Unsupported
+from exporter.host.bpf import Map
 from exporter.host.btf import Btf
 from exporter.monitors import kernel
 from exporter.monitors.kernel import headers
 from exporter.monitors.kernel.controls import Controls, Rule
+from exporter.monitors.kernel.counts import PLACE
 from exporter.monitors.kernel.programs import COMMON, PROGRAMS, PROOF
 from exporter.monitors.kernel.source import KernelSource
 
@@ -386,10 +389,11 @@ READER = """
 import sys
 from exporter import privileges
 from exporter.host.bpf import Map
-map_ = Map(int(sys.argv[1]))
+from exporter.monitors.kernel.counts import Counts
+map_, number, places = Map(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
 privileges.keep(frozenset())
 print([l.split()[1] for l in open("/proc/self/status") if l.startswith("CapEff")][0])
-print(sum(count for _, (count,) in map_.sums()))
+print(sum(count for _, (count,) in map_.sums()) + Counts(places, Map(places).capacity).read(number).total())
 """
 
 
@@ -399,13 +403,35 @@ def test_counters_are_read_without_any_capability(running: Running) -> None:
         assert tuple(map(int, os.uname().release.split(".")[:2])) < (5, 19)
         pytest.skip("this kernel lets nobody read BPF maps without CAP_BPF (before 5.19)")
     running.run(DROPS)
-    map_ = running.programs.manifest.maps["drops"]
+    manifest = running.programs.manifest
+    map_, places = manifest.maps["drops"], manifest.maps["counts"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", READER, str(map_)]
-    answer = subprocess.check_output(command, text=True, timeout=60, pass_fds=[map_], env=environment)
+    command = [sys.executable, "-c", READER, *map(str, (map_, manifest.map_numbers["drops"], places))]
+    answer = subprocess.check_output(command, text=True, timeout=60, pass_fds=[map_, places], env=environment)
     effective, counted = answer.split()
     assert int(effective, 16) == 0
     assert int(counted) > 52
+
+
+def test_what_finds_no_place_is_counted_all_the_same(running: Running) -> None:
+    """With every place taken by others, counters are in the map; where there are places again, counted is both."""
+    manifest = running.programs.manifest
+    places = mmap.mmap(manifest.maps["counts"], Map(manifest.maps["counts"]).capacity * PLACE.size)
+    before = len(Map(manifest.maps["drops"]).keys())
+    with places, memoryview(places) as memory, memory.cast("I") as words:
+        owners = slice(6, None, PLACE.size // 4)  # word of the owner in struct count
+        free = [6 + 8 * number for number, owner in enumerate(words[owners]) if not owner]
+        for word in free:
+            words[word] = 0xFFFFFFFF
+        try:
+            expected = 23 + 29 + int(running.run(DROPS))
+            assert sum(running.counted("cni_packet_drops_total").values()) == expected
+            assert len(Map(manifest.maps["drops"]).keys()) > before
+        finally:
+            for word in free:
+                words[word] = 0
+        expected += 23 + 29 + int(running.run(DROPS))
+        assert sum(running.counted("cni_packet_drops_total").values()) == expected
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from exporter.contract import Unsupported
 from exporter.host import bpf
 from exporter.monitors import kernel
 from exporter.monitors.kernel import compiler, controls, departed, events, handover, programs, proof, source
+from exporter.monitors.kernel.counts import PLACE, Counts
 from exporter.monitors.kernel.drops import Drops
 from exporter.monitors.kernel.reader import Tables
 from exporter.monitors.kernel.tcp import Tcp
@@ -435,7 +436,7 @@ def test_inhabited_namespaces_are_those_of_the_processes(tmp_path: Path) -> None
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[source.KernelSource, Recorder, dict[str, FakeMap]]]:
     key = struct.Struct("=16sIxxxx")
     maps = {shape.name: FakeMap() for program in (programs.COMMON, *programs.PROGRAMS) for shape in program.maps}
-    maps["drops"] = FakeMap((key.pack(NETNS, 3), (23,)))
+    maps["drops"] = FakeMap((key.pack(NETNS, 3), (4,)))
     maps["namespaces"] = FakeMap((NETNS, (0, 4026531999)))
     maps["account"] = FakeMap(*((n.to_bytes(4, "little"), (10, 1, 2, 3, 4)) for n in range(len(programs.CLASSES))))
     names = dict(enumerate(maps))
@@ -453,6 +454,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[source.KernelSourc
         def close(self) -> None:
             pass
 
+    places = os.memfd_create("counts")
+    for owner, count in ((0, 0), (list(maps).index("drops") + 1, 19), (list(maps).index("tcp") + 1, 5)):
+        os.write(places, PLACE.pack(*struct.unpack("=QIxxxx", NETNS), 3, count, owner))
+    os.truncate(places, PLACE.size * FakeMap.capacity)
+    monkeypatch.setattr(source, "Counts", lambda _, capacity: Counts(places, capacity))
     monkeypatch.setattr(bpf, "Map", lambda fd: maps[names[fd]])
     monkeypatch.setattr(bpf, "Ring", FakeRing)
     monkeypatch.setattr(bpf, "cpus", lambda: 1)
@@ -468,6 +474,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[source.KernelSourc
     opened.open(recorder)
     yield opened, recorder, maps
     opened.close()
+    os.close(places)
 
 
 def _take(opened: source.KernelSource, record: bytes) -> None:
@@ -478,7 +485,10 @@ def _take(opened: source.KernelSource, record: bytes) -> None:
 def test_update_writes_families_that_the_catalogue_knows(
     opened: tuple[source.KernelSource, Recorder, dict[str, FakeMap]],
 ) -> None:
-    """Counters, account and standings are written under their names; only attached programs are read."""
+    """Counters, account and standings are written under their names; only attached programs are read.
+
+    A counter is what is at its places and in its map.
+    """
     kernel_source, recorder, _ = opened
     kernel_source.update()
     assert recorder.families.value("cni_packet_drops_total", (KEY, "no_socket")) == 23
@@ -530,5 +540,7 @@ def test_a_namespace_that_is_gone_leaves_with_its_last_counts(
     assert recorder.families.value("cni_packet_drops_total", (KEY, "no_socket")) == 23
     assert not maps["drops"].entries
     assert not maps["namespaces"].entries
+    assert kernel_source._counts
+    assert not any(owner for *_, owner in PLACE.iter_unpack(kernel_source._counts._memory[:]))
     kernel_source.update()
     assert recorder.families.snapshots["cni_packet_drops_total"] == {}

@@ -21,7 +21,9 @@ from exporter.host.btf import Btf
 from exporter.monitors.kernel.compiler import kernel_call
 from exporter.monitors.kernel.shapes import LPM_TRIE, Hook, MapShape, Settings
 
+_MAPPABLE = 1 << 10  # BPF_F_MMAPABLE (5.5)
 _NO_PREALLOCATION = 1
+_MAPPABLE = 1 << 10  # BPF_F_MMAPABLE (5.5)
 _KPROBE, _RAW_TRACEPOINT, _TRACING = 2, 17, 26  # enum bpf_prog_type
 _TRACE_RAW_TP, _TRACE_FENTRY, _TRACE_FEXIT = 23, 24, 25  # enum bpf_attach_type
 _STATS_RUN_TIME = 0
@@ -120,7 +122,7 @@ def _failure(what: str, number: int) -> OSError:
 def create_map(shape: MapShape, settings: Settings) -> int:
     """Make a map. Raises OSError (EPERM: CAP_BPF is missing)."""
     options = _MapOptions(ctypes.sizeof(_MapOptions))
-    options.flags = _NO_PREALLOCATION if shape.type == LPM_TRIE else 0
+    options.flags = _NO_PREALLOCATION if shape.type == LPM_TRIE else _MAPPABLE if shape.mapped else 0
     call = library().bpf_map_create
     call.argtypes = [ctypes.c_int, ctypes.c_char_p, *[ctypes.c_uint32] * 3, ctypes.c_void_p]
     name = f"cni_{shape.name}"[:15].encode()

@@ -1,6 +1,6 @@
 """Reads drops.c: packets dropped, by reason.
 
-Flows in: the map `drops` and records of class packet_drop. Flows out: cni_packet_drops_total.
+Flows in: the counters `drops` and records of class packet_drop. Flows out: cni_packet_drops_total.
 """
 
 import struct
@@ -12,7 +12,6 @@ from exporter.monitors.kernel.reader import Reader, Snapshot
 if TYPE_CHECKING:
     from exporter.contract import Key
 
-_KEY = struct.Struct("=QIxxxxIxxxx")  # struct drop_key: cookie, inum, reason
 _BODY = struct.Struct("=QII16sHxxxxxx")  # struct drop_event behind its head, up to the flow
 
 
@@ -26,8 +25,7 @@ class Drops(Reader):
     def snapshot(self) -> Snapshot:
         """Read the counters."""
         counts: dict[Key, float] = {}
-        for raw, (count,) in self.tables.maps["drops"].sums():
-            cookie, inum, reason = _KEY.unpack(raw)
+        for (cookie, inum, reason), count in self.tables.counted("drops").items():
             counts[netns_key(cookie, inum), self._reason(reason)] = float(count)
         return {"cni_packet_drops_total": counts}
 

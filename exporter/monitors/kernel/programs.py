@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from exporter.catalog import CONNECT_DURATION, FAMILIES, LIFECYCLE_FAMILIES, NETNS_LIFETIME, PLUGIN_DURATION
+from exporter.host.bpf import cpus
+from exporter.monitors.kernel.counts import PLACE, PLACES
 from exporter.monitors.kernel.shapes import (
     ARRAY,
     CLASSES,
@@ -53,6 +55,7 @@ COMMON = Program(
         MapShape("constants", ARRAY, 4, 8, 8),
         MapShape("insert_failures", PERCPU_ARRAY, 4, 8, 64),
         MapShape("inserts", PERCPU_ARRAY, 4, 8, 64),
+        MapShape("counts", ARRAY, 4, PLACE.size, lambda _: PLACES * cpus(), mapped=True),
         MapShape("account", PERCPU_ARRAY, 4, 48, len(CLASSES)),
         MapShape("ratios", ARRAY, 4, 4, len(CLASSES)),
         MapShape("filters", ARRAY, 4, 8, len(CLASSES)),

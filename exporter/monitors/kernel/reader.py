@@ -5,12 +5,14 @@ Flows in: the program's maps, and the records of its classes. Flows out: snapsho
 
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from exporter.contract import Key
 from exporter.host.bpf import Map
+from exporter.monitors.kernel.counts import KEY, Counted, Counts
 from exporter.monitors.kernel.events import Details, Event
 from exporter.monitors.kernel.handover import Manifest
 
@@ -26,8 +28,19 @@ class Tables:
 
     manifest: Manifest
     maps: Mapping[str, Map] = field(default_factory=dict)
+    counts: Counts | None = None
+    """Counters at places of their own; None: there are none beside the maps."""
     gone: set[bytes] = field(default_factory=set)
     """Namespaces (struct netns_id) whose entries go after the next snapshot."""
+
+    def counted(self, name: str) -> Counter[Counted]:
+        """Give all counters of a map by namespace, and of the places that stand for it. Raises OSError."""
+        found: Counter[Counted] = Counter()
+        if self.counts:
+            found = self.counts.read(self.manifest.map_numbers[name])
+        for raw, (count,) in self.maps[name].sums():
+            found[Counted(*KEY.unpack(raw))] += count
+        return found
 
     def forget(self, inum: int, cookie: int) -> None:
         """Note that a namespace is gone. What it counted is in one more snapshot."""

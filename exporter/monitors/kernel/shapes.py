@@ -43,6 +43,8 @@ class MapShape:
     key: int
     value: int
     entries: int | Callable[[Settings], int]
+    mapped: bool = False
+    """Whether user space maps its memory (an array)."""
 
     def capacity(self, settings: Settings) -> int:
         """Entries of this map under these settings."""

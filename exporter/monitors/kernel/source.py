@@ -17,6 +17,7 @@ from exporter.load.admission import CLASSES as PRIORITIES
 from exporter.load.admission import KeptEvent
 from exporter.monitors.kernel.cni import Cni
 from exporter.monitors.kernel.consumer import Bell
+from exporter.monitors.kernel.counts import Counts
 from exporter.monitors.kernel.departed import Departed, inhabited
 from exporter.monitors.kernel.drops import Drops
 from exporter.monitors.kernel.events import Event, decode
@@ -38,7 +39,7 @@ Tap = Callable[[Event, Reader | None], None]
 """Gets each event, with the reader that knows its details."""
 
 _BATCH = 8192  # records that are taken out of a ring at once, before anything else is looked at
-_NETNS = 16  # bytes of struct netns_id
+_NETNS = struct.Struct("=QIxxxx")  # struct netns_id: cookie, inum
 _HASHES = frozenset({HASH, PERCPU_HASH})  # of those that can be full: an LRU map makes room for itself
 
 
@@ -54,6 +55,7 @@ class KernelSource(Source):
         self._tap = tap
         self._rings: dict[str, bpf.Ring] = {}
         self._bell: Bell | None = None
+        self._counts: Counts | None = None
         self._evicted: dict[str, int] = {}
 
     def open(self, context: Context) -> None:
@@ -66,7 +68,8 @@ class KernelSource(Source):
             raise Unsupported(reason, standing.remedy if standing else "")
         rings = ("lifecycle", "events")
         maps = {name: bpf.Map(fd) for name, fd in manifest.maps.items() if name not in rings}
-        self._tables = Tables(manifest, maps)
+        self._counts = Counts(manifest.maps["counts"], maps["counts"].capacity)
+        self._tables = Tables(manifest, maps, self._counts)
         probes = {program.name: [probe.name for probe in program.probes] for program in PROGRAMS}
         self._readers = [
             make(self._tables) for make in READERS if any(map(self._tables.attached, probes[make.program]))
@@ -109,10 +112,13 @@ class KernelSource(Source):
         self._purge(gone)
 
     def close(self) -> None:
-        """Unmap the rings."""
+        """Unmap what is mapped."""
         if self._bell:
             self._bell.close()
             self._bell = None
+        if self._counts:
+            self._counts.close()
+            self._counts = None
         for ring in self._rings.values():
             ring.close()
         self._rings.clear()
@@ -190,9 +196,11 @@ class KernelSource(Source):
         """Take the entries of namespaces that are gone out of the kernel's maps."""
         if not gone:
             return
+        if self._counts:
+            self._counts.forget({_NETNS.unpack(netns) for netns in gone})
         names = ("namespaces", *(name for reader in self._readers for name in reader.by_netns))
         for map_ in (self._tables.maps[name] for name in names):
-            for key in [key for key, _ in map_.items() if key[:_NETNS] in gone]:
+            for key in [key for key, _ in map_.items() if key[: _NETNS.size] in gone]:
                 map_.delete(key)
         self._tables.gone.difference_update(gone)
 

@@ -1,6 +1,6 @@
 """Reads tcp.c: connections opened and failed, the time to connect, retransmits and resets.
 
-Flows in: the maps `tcp` and `tcp_connect`, records of three classes. Flows out: the `cni_tcp_*` families.
+Flows in: the counters `tcp`, the map `tcp_connect`, records of three classes. Flows out: the `cni_tcp_*` families.
 """
 
 import struct
@@ -13,7 +13,6 @@ from exporter.monitors.kernel.reader import Histograms, Reader, Snapshot
 if TYPE_CHECKING:
     from exporter.contract import Key
 
-_KEY = struct.Struct("=QIxxxxIxxxx")  # struct tcp_key: cookie, inum, what
 _NETNS = struct.Struct("=QIxxxx")
 _REST = struct.Struct("=QQQII")  # struct tcp_event behind the flow
 _OPENED, _FAILED = "cni_tcp_connections_opened_total", "cni_tcp_connection_failures_total"
@@ -40,8 +39,7 @@ class Tcp(Reader):
     def snapshot(self) -> Snapshot:
         """Read the counters."""
         counts: dict[str, dict[Key, float]] = {_OPENED: {}, _FAILED: {}, _FAULTS: {}}
-        for raw, (count,) in self.tables.maps["tcp"].sums():
-            cookie, inum, what = _KEY.unpack(raw)
+        for (cookie, inum, what), count in self.tables.counted("tcp").items():
             family, label = _WHAT[what]
             counts[family][netns_key(cookie, inum), label] = float(count)
         return dict(counts)
