@@ -13,12 +13,13 @@ struct terms {
     u64 thins;
     u64 instead;
     u64 learned;
+    u64 last; /* of verdict->met */
 };
 
 INLINE void apply(void *map, const void *key, struct verdict *verdict, struct terms *terms) {
     struct rule *rule = map_lookup(map, key);
-    u32 class = CLASS_OF(verdict->like), met;
-    u64 chance, learned;
+    u32 class = CLASS_OF(verdict->like), place = verdict->rules;
+    u64 chance, learned, met;
     if (!rule || !((rule->thins | rule->instead | rule->learned) >> class & 1))
         return;
     chance = chance_of(rule->ratios[class]);
@@ -27,9 +28,11 @@ INLINE void apply(void *map, const void *key, struct verdict *verdict, struct te
     terms->instead = smaller(terms->instead, chance + (~rule->instead >> class & 1) * UNSAID);
     terms->learned = smaller(terms->learned, chance + (learned ^ 1) * UNSAID);
     met = rule->slot << 1 | learned;
-    if (verdict->rules && verdict->met[(verdict->rules - 1) & 15] == met) /* by the other side of a flow */
+    if (terms->last == met || place >= RULES_MET) /* by the other side of a flow */
         return;
-    verdict->met[verdict->rules++ & 15] = met;
+    terms->last = met;
+    verdict->met[place] = met;
+    verdict->rules = place + 1;
     verdict->configured += learned ^ 1;
 }
 
@@ -66,8 +69,8 @@ INLINE void apply_rules(struct verdict *verdict, struct terms *terms) {
 }
 
 int rules_decide(struct verdict *verdict) {
-    u64 chance = verdict->chance, nothing = verdict->busy >> 1; /* 0, but the verifier does not know */
-    struct terms terms = {UNSAID + nothing, UNSAID + nothing, UNSAID + nothing};
+    u64 chance = verdict->chance, nothing = verdict->busy >> 7; /* 0, but the verifier does not know */
+    struct terms terms = {UNSAID + nothing, UNSAID + nothing, UNSAID + nothing, UNSAID + nothing};
     verdict->rules = verdict->configured = 0;
     apply_rules(verdict, &terms);
     verdict->filtered = !terms.thins || !terms.instead;

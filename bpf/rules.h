@@ -89,20 +89,22 @@ enum like {
 #define NETNS_OF(like) {.cookie = (like)[LIKE_COOKIE], .inum = (like)[LIKE_WHAT]}
 #define COUNTED_OF(like) ((like)[LIKE_WHAT] >> 48 & COUNTS)
 
-/* What the last event said of all that are like it. */
+/* What the last event said of all that are like it: two cache lines, in places of each CPU's own. */
 #define RULES_MET 9 /* kinds, of prefixes and ports two */
 #define PENDING 16
 struct verdict {
     u64 like[LIKE_WORDS];
     u64 chance;
     u32 generation; /* of the rules that were asked */
-    u32 busy;
-    u32 pending; /* events that are not in the counts of their keys yet */
-    u32 filtered;
-    u32 rules; /* that it met */
-    u32 configured; /* of these */
-    u16 met[16]; /* their slots, each doubled, and 1 more where the rule is learned */
+    u8 busy;
+    u8 pending; /* events that are not in the counts of their keys yet */
+    u8 filtered;
+    u8 rules; /* that it met */
+    u8 configured; /* of these */
+    u16 met[RULES_MET]; /* their slots, each doubled, and 1 more where the rule is learned */
 };
+#define VERDICTS_OF_A_CPU (256 + 1)
+_Static_assert(sizeof(struct verdict) == 128, "a verdict is two cache lines");
 
 SHAPE(verdicts, u32, struct verdict);
 SHAPE(filters, u32, u64);
@@ -218,20 +220,21 @@ _Static_assert(FILTER_COMM == COUNT_COMM >> 16, "like_fill asks for both at once
  * it takes the spare place where that one is at work in its own. The answer is 0 where that is taken as well. */
 INLINE struct verdict *place_of(const u64 *like, u64 hash) {
     struct verdict *verdict;
-    u32 slot;
+    u32 own, slot;
 #pragma unroll
     for (u32 i = 0; i < LIKE_WORDS; i++)
         hash += like[i] * (0x2c1b3c6d + 0x3c6ef36 * i);
     hash ^= hash >> 32;
-    slot = (u32)(hash * 0x9e3779b1U) >> 26;
+    own = bpf_get_smp_processor_id() * VERDICTS_OF_A_CPU;
+    slot = own + ((u32)(hash * 0x9e3779b1U) >> 24);
     verdict = map_lookup(MAP(verdicts), &slot);
     if (!verdict || !verdict->busy)
         return verdict;
-    slot = MAP_ENTRIES_verdicts - 1;
+    slot = own + VERDICTS_OF_A_CPU - 1;
     verdict = map_lookup(MAP(verdicts), &slot);
     return verdict && !verdict->busy ? verdict : 0;
 }
-_Static_assert(MAP_ENTRIES_verdicts == 64 + 1, "place_of has six bits and a spare place");
+_Static_assert(VERDICTS_OF_A_CPU == 256 + 1, "place_of has eight bits and a spare place");
 
 INLINE int is_about(const struct verdict *verdict, const u64 *like, u32 generation) {
     u64 differs = verdict->generation ^ generation;
