@@ -93,6 +93,7 @@ SHAPE(constants, u32, u64);
 #define NETNS_OPERATIONS 0 /* address of the table of operations of network namespaces */
 #define EXPORTER_TGID 1    /* the loader's parent */
 #define QUOTA 2            /* events of a namespace per second and CPU; what looks at it is COUNT_QUOTA (see Controls) */
+#define LISTENED 3         /* classes of events that somebody listens to, a bit each */
 
 INLINE void netns_read(struct net *net, struct netns_id *id) {
     id->cookie = 0;

@@ -113,6 +113,7 @@ INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
     struct net_device *device = 0;
     struct net *net = netns_of_packet(skb, &about.netns, &device);
     struct drop_event *event;
+    struct pass pass;
     u64 filters;
     u16 protocol = bpf_ntohs(skb->protocol);
     if (!device && !protocol) /* a message of a Unix or netlink socket, no packet */
@@ -123,11 +124,14 @@ INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
     filters = filters_in_use(PACKET_DROP);
     if (filters & FILTER_FLOW)
         flow_of_packet(skb, protocol, &flow);
-    event = (void *)event_reserve(&about, &flow, filters, sizeof(*event));
+    if (!event_passes(&about, &flow, filters, &pass))
+        return 0;
+    if (!(filters & FILTER_FLOW))
+        flow_of_packet(skb, protocol, &flow);
+    event = (void *)event_reserve(&about, &pass, flow.source, sizeof(*event));
     if (!event)
         return 0;
-    __builtin_memset(&event->flow, 0, sizeof(event->flow));
-    flow_of_packet(skb, protocol, &event->flow);
+    event->flow = flow;
     event->location = location;
     event->reason = reason;
     event->protocol = protocol;
@@ -135,7 +139,7 @@ INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
     event->ifindex = device ? device->ifindex : 0;
     event->device[0] = device ? ((u64 *)device->name)[0] : 0;
     event->device[1] = device ? ((u64 *)device->name)[1] : 0;
-    event_submit(event);
+    event_submit(event, &pass, sizeof(*event));
     return 0;
 }
 

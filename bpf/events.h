@@ -7,7 +7,8 @@
 
 #include "rules.h"
 
-/* The head of each record; its body follows. 48 bytes. */
+/* The head of each record, 48 bytes; its body follows, where somebody listens to its class: else the head is all, and where
+ * there is another side its address is in the place of the command. */
 struct event {
     u64 time; /* CLOCK_MONOTONIC, ns */
     u64 cookie;
@@ -42,9 +43,9 @@ SHAPE(fullest, u32, u64);
 /* Halvings by the fill of the ring: from a quarter on one more for each eighth, in the last eighth for each 64th; warnings
  * begin one later, errors two. What is not sent so is sampled out, with its weight on what is sent: it takes a reader that
  * stands still for seconds to fill the ring with what nobody can read. */
-INLINE u32 halvings_by_fill(u32 class) {
+INLINE u32 halvings_by_fill(u32 class, u64 used) {
     u32 zero = 0, steps, begin = class == PACKET_DROP ? 3 : class == TCP_FAULT ? 2 : 1;
-    u64 used = ring_query(MAP(events), 0 /* BPF_RB_AVAIL_DATA */), *fullest;
+    u64 *fullest;
     if (used < RING / 8)
         return 0;
     fullest = map_lookup(MAP(fullest), &zero);
@@ -86,14 +87,23 @@ INLINE u64 drawn_from(u64 *coin) {
     return x * 0x2545f4914f6cdd1dULL >> 32;
 }
 
+/* What is known of an event that is kept, as far as it goes. */
+struct pass {
+    struct account *account;
+    u64 chance;
+    u64 now;  /* ns; 0: nobody has asked */
+    u64 used; /* bytes of the ring, before this event */
+};
+
 /* One coin for everything that thins: it decides on the chance so far, and again once the brake has lowered it. The answer is
  * 0 where the event is out. */
-INLINE int event_drawn(u64 *coin, u32 class, u64 *chance) {
-    u64 drawn = drawn_from(coin);
-    if (drawn >= *chance)
+INLINE int event_drawn(struct pass *pass, u32 class) {
+    u64 drawn = drawn_from(&pass->account->coin);
+    if (drawn >= pass->chance)
         return 0;
-    *chance = halved(*chance, halvings_by_fill(class));
-    return drawn < *chance;
+    pass->used = ring_query(MAP(events), 0 /* BPF_RB_AVAIL_DATA */);
+    pass->chance = halved(pass->chance, halvings_by_fill(class, pass->used));
+    return drawn < pass->chance;
 }
 
 /* What becomes of an event for which room was asked in a ring. */
@@ -108,33 +118,67 @@ INLINE struct event *event_placed(struct event *event, struct account *account, 
     return event;
 }
 
-/* Decides on an event that is not critical and, where it is kept, gives room in the ring with the head filled in. `size`
- * (head and body) must be a constant. `filters` is what filters_in_use() said: where it has a bit of FILTER_FLOW, `flow`
- * must be filled. The caller fills the body and calls event_submit. 0: the event is not kept, and that is accounted for. */
-INLINE struct event *event_reserve(const struct subject *about, const struct flow *flow, u64 filters, u64 size) {
+/* Decides on an event that is not critical. `filters` is what filters_in_use() said: where it has a bit of FILTER_FLOW, `flow`
+ * must be filled. 0: the event is not kept, and that is accounted for; else it is for event_reserve. */
+INLINE int event_passes(const struct subject *about, const struct flow *flow, u64 filters, struct pass *pass) {
     u32 class = about->class;
     struct account *account = map_lookup(MAP(account), &class);
     u32 *class_ratio = map_lookup(MAP(ratios), &class);
-    u64 chance, now, nothing;
+    u64 nothing;
     if (!account || !class_ratio)
         return 0;
+    pass->account = account;
     RAISE(account->seen, 1);
-    chance = chance_of(*class_ratio);
-    now = nothing = account->lost >> 63; /* 0, but the verifier does not know */
-    if (filters & (FILTERS | COUNTS << 16) && !judged(about, flow, filters, nothing, &chance)) {
+    pass->chance = chance_of(*class_ratio);
+    pass->now = nothing = account->lost >> 63; /* 0, but the verifier does not know */
+    if (filters & (FILTERS | COUNTS << 16) && !judged(about, flow, filters, nothing, &pass->chance)) {
         RAISE(account->filtered, 1);
         return 0;
     }
     if (filters & COUNT_QUOTA && about->netns.inum) {
         struct quota quota = {.netns = about->netns, .class = class};
-        chance = halved(chance, halvings_by_quota(&quota));
-        now = quota.now;
+        pass->chance = halved(pass->chance, halvings_by_quota(&quota));
+        pass->now = quota.now;
     }
-    if (!event_drawn(&account->coin, class, &chance)) {
+    if (!event_drawn(pass, class)) {
         RAISE(account->sampled_out, 1);
         return 0;
     }
-    return event_placed(bpf_ringbuf_reserve(MAP(events), size, 0), account, about, now, chance, size);
+    return 1;
+}
+
+/* Sends an event of event_passes or event_reserve. The reader is woken by the first that it has not read, and again as each
+ * further eighth of the ring fills: so it may let them gather, and no event of a flood has to wake anybody. */
+INLINE void event_submit(void *event, const struct pass *pass, u64 size) {
+    u64 eighth = pass->used / (RING / 8), then = (pass->used + size + 8) / (RING / 8);
+    bpf_ringbuf_submit(event, then != eighth ? 2 /* BPF_RB_FORCE_WAKEUP */ : 0);
+}
+
+INLINE int is_listened_to(u32 class) {
+    u32 slot = LISTENED;
+    u64 *classes = map_lookup(MAP(constants), &slot);
+    return classes && *classes >> class & 1;
+}
+
+/* Gives an event that passed room in the ring, with the head filled in. `size` (head and body) must be a constant, `peer` is the
+ * other side's address, or 0. The caller fills the body and calls event_submit. 0: there is nothing left to do, for the event is
+ * lost, or nobody listens. */
+INLINE struct event *event_reserve(const struct subject *about, const struct pass *pass, const u64 *peer, u64 size) {
+    struct event *event;
+    if (is_listened_to(about->class)) {
+        event = bpf_ringbuf_reserve(MAP(events), size, 0);
+        return event_placed(event, pass->account, about, pass->now, pass->chance, size);
+    }
+    event = bpf_ringbuf_reserve(MAP(events), sizeof(*event), 0);
+    event = event_placed(event, pass->account, about, pass->now, pass->chance, sizeof(*event));
+    if (!event)
+        return 0;
+    if (peer) {
+        event->comm.words[0] = peer[0];
+        event->comm.words[1] = peer[1];
+    }
+    event_submit(event, pass, sizeof(*event));
+    return 0;
 }
 
 /* The same for a critical one: it has a ring of its own, and no rule, key or brake thins it. Only its class can be switched
@@ -151,13 +195,6 @@ INLINE struct event *event_reserve_critical(const struct subject *about, u64 siz
         return 0;
     }
     return event_placed(bpf_ringbuf_reserve(MAP(lifecycle), size, 0), account, about, 0, WHOLE, size);
-}
-
-/* Sends an event of event_reserve. The reader is woken by the first that it has not read, and again as each further eighth of
- * the ring fills: so it may let them gather, and no event of a flood has to wake anybody. */
-INLINE void event_submit(void *event) {
-    u64 length = (((struct event *)event)->size + 8 + 7) & ~7ULL, used = ring_query(MAP(events), 0);
-    bpf_ringbuf_submit(event, used / (RING / 8) != (used - length) / (RING / 8) ? 2 /* BPF_RB_FORCE_WAKEUP */ : 0);
 }
 
 /* Sends an event of event_reserve_critical. */

@@ -21,6 +21,7 @@ int syscall_enter(unsigned long long *ctx) {
     u32 *named = map_lookup(MAP(syscalls), &number);
     u64 *exporter;
     struct syscall_event *event;
+    struct pass pass;
     if (!named || !*named)
         return 0;
     exporter = map_lookup(MAP(constants), &zero);
@@ -28,10 +29,12 @@ int syscall_enter(unsigned long long *ctx) {
         return 0;
     netns_load_current(&about.netns);
     about.syscall = number;
-    event = (void *)event_reserve(&about, 0, filters_in_use(SYSCALL), sizeof(*event));
+    if (!event_passes(&about, 0, filters_in_use(SYSCALL), &pass))
+        return 0;
+    event = (void *)event_reserve(&about, &pass, 0, sizeof(*event));
     if (!event)
         return 0;
     event->number = number;
-    event_submit(event);
+    event_submit(event, &pass, sizeof(*event));
     return 0;
 }

@@ -116,14 +116,17 @@ INLINE void tell(const struct sock *sk, const struct tcp_change *change) {
     struct flow flow = {};
     u64 filters = filters_in_use(change->about.class);
     struct tcp_event *event;
+    struct pass pass;
     if (filters & FILTER_FLOW && sk)
         flow_of_socket(sk, &flow);
-    event = (void *)event_reserve(&change->about, &flow, filters, sizeof(*event));
+    if (!event_passes(&change->about, &flow, filters, &pass))
+        return;
+    if (!(filters & FILTER_FLOW) && sk)
+        flow_of_socket(sk, &flow);
+    event = (void *)event_reserve(&change->about, &pass, flow.destination, sizeof(*event));
     if (!event)
         return;
-    __builtin_memset(&event->flow, 0, sizeof(event->flow));
-    if (sk)
-        flow_of_socket(sk, &event->flow);
+    event->flow = flow;
     event->duration = change->since ? event->head.time - change->since : 0;
     event->sent = 0;
     event->received = 0;
@@ -136,7 +139,7 @@ INLINE void tell(const struct sock *sk, const struct tcp_change *change) {
         READ(event->received, tp->bytes_received);
     }
 #endif
-    event_submit(event);
+    event_submit(event, &pass, sizeof(*event));
 }
 
 /* Whether records of a class are wanted at all. */

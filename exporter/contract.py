@@ -57,8 +57,14 @@ class Paths:
 class EventSink(Protocol):
     """Where single events go, for those who watch. Safe from any thread."""
 
-    wanted: bool
-    """Whether anybody watches: where not, an event need not be built."""
+    wanted: frozenset[str]
+    """Classes that somebody watches: an event of another need not be built."""
+
+    def on_wanted(self, callback: Callable[[frozenset[str]], None]) -> Callable[[], None]:
+        """Call back at once, and whenever `wanted` has changed, before whoever begins to watch knows that he does.
+
+        In the thread of whoever changed it; the callback must not block. The answer ends that.
+        """
 
     def should_sample(self, event_type: str, attributes: Attributes) -> float:
         """Decide on an event that no program in the kernel has decided on: its weight, or 0 where it is not kept.

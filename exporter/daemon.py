@@ -109,7 +109,7 @@ class Exporter:
         if self._audit:
             self._audit.start(self._identity())
             if self._audit.settings.events:
-                self.admission.tap(self._audit.tap)
+                self.admission.tap(self._audit.tap, self._audit.settings.events)
         self._feed = self._offer_feed()
         return self._server
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from exporter.contract import Families
 from exporter.feed_protocol import Filter, Named, encoded, parse_filter
-from exporter.load.admission import Admission, KeptEvent
+from exporter.load.admission import Admission, KeptEvent, Tapping
 
 log = logging.getLogger(__name__)
 
@@ -220,13 +220,11 @@ class Feed:
     _readers: set[_Reader] = field(default_factory=set)
     _following: tuple[_Reader, ...] = ()
     """Those that have said what they want."""
-    _classes: frozenset[str] = frozenset()
-    """What any of them wants."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _listener: socket.socket | None = None
     _inode: int = 0
     _thread: threading.Thread | None = None
-    _untap: Callable[[], None] | None = None
+    _tapping: Tapping | None = None
 
     def start(self) -> bool:
         """Listen. Where that cannot be had, the answer is False, with a warning: the exporter does without."""
@@ -311,13 +309,14 @@ class Feed:
         """Tap the admission while somebody reads, and say how many do."""
         with self._lock:
             self._following = tuple(reader for reader in self._readers if reader.filter is not None)
-            self._classes = frozenset().union(*(reader.classes for reader in self._following))
-            if self._following and self._untap is None:
+            classes: frozenset[str] = frozenset().union(*(reader.classes for reader in self._following))
+            if self._following and self._tapping is None:
                 self.names("", "")  # who is there now is known by name also when its end is the first event
-                self._untap = self.admission.tap(self._offer)
-            elif not self._following and self._untap is not None:
-                self._untap()
-                self._untap = None
+                self._tapping = self.admission.tap(self._offer, ())
+            if self._tapping:
+                self._tapping.want(classes)
+            if not self._following:
+                self._tapping = None
             self.families.replace(
                 {
                     "cni_exporter_feed_up": {(): float(self._listener is not None)},
@@ -327,8 +326,6 @@ class Feed:
 
     def _offer(self, event: KeptEvent) -> None:
         """Name an event and offer it to each reader; in the thread of its monitor."""
-        if event.class_ not in self._classes:
-            return
         names = self.names(event.netns, event.container_id)
         if names[1] and not self.shows(names[0]):
             return

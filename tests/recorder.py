@@ -3,7 +3,7 @@
 Flows in: families, errors and wakes of a source under test. Flows out: plain dictionaries and lists.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exporter.catalog import FAMILIES
@@ -57,13 +57,17 @@ class RecordedFamilies:
 class RecordedEvents:
     """An EventSink that somebody watches, unless the test says otherwise."""
 
-    wanted: bool = True
+    wanted: frozenset[str] = frozenset(CLASSES)
     kept: list[KeptEvent] = field(default_factory=list)
 
     def should_sample(self, event_type: str, attributes: Attributes) -> float:  # noqa: ARG002 - keeps all
         if event_type not in CLASSES:
             raise ValueError(f"{event_type}: no class of events")
         return 1.0
+
+    def on_wanted(self, callback: Callable[[frozenset[str]], None]) -> Callable[[], None]:
+        callback(self.wanted)
+        return lambda: None
 
     def record_event(self, event: KeptEvent) -> None:
         if event.class_ not in CLASSES:

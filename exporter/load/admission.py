@@ -87,11 +87,12 @@ class Admission:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, coin: Callable[[], float] = random.random) -> None:
         """Begin without a tap, keeping everything; `coin` gives numbers from 0 (included) to 1 (excluded)."""
-        self.wanted = False
-        """Whether anybody taps: a monitor that has to build its events asks first."""
+        self.wanted: frozenset[str] = frozenset()
+        """Classes that anybody taps: a monitor that has to build its events asks first."""
         self.failures = 0
         """Taps that raised, and were removed for it."""
-        self._taps: tuple[Tap, ...] = ()
+        self._taps: tuple[Tapping, ...] = ()
+        self._interested: tuple[Callable[[frozenset[str]], None], ...] = ()
         self._accounts = {class_: Account() for class_ in NOT_IN_KERNEL}
         self._rules = Rules()
         self._ratios: Mapping[str, float] = {}
@@ -202,15 +203,21 @@ class Admission:
             return
         if event.class_ not in CLASSES:
             raise ValueError(f"{event.class_} is no class of events: see exporter/load/admission.py")
+        if event.class_ not in self.wanted:
+            return
         shown = event if account else self._judged(event)
         if shown is None:
             return
-        for tap in self._taps:
+        for tapping in self._taps:
+            if event.class_ not in tapping.classes:
+                continue
             try:
-                tap(shown)
+                tapping.callback(shown)
             except Exception:
                 log.exception("a tap failed and gets no more events")
-                self._remove(tap, failed=True)
+                with self._lock:
+                    self.failures += tapping in self._taps
+                tapping.end()
 
     def _judged(self, event: KeptEvent) -> KeptEvent | None:
         """Apply the user's rules to an event of the kernel's; None: the taps do not get it."""
@@ -221,19 +228,50 @@ class Admission:
                 return None
         return replace(event, priority=rule.priority, weight=event.weight / ratio) if rule else event
 
-    def tap(self, callback: Tap) -> Callable[[], None]:
-        """Hand every event from now on to `callback` too; the answer ends that, and may be called more than once."""
+    def tap(self, callback: Tap, classes: Iterable[str] = CLASSES) -> "Tapping":
+        """Hand every event of these classes from now on to `callback` too."""
+        tapping = Tapping(callback, self._retap)
+        tapping.want(classes)
+        return tapping
 
-        def one(event: KeptEvent) -> None:  # a callback that taps twice is two taps
-            callback(event)
-
+    def on_wanted(self, callback: Callable[[frozenset[str]], None]) -> Callable[[], None]:
+        """Say which classes are tapped, now and whenever that has changed; the answer ends that."""
         with self._lock:
-            self._taps = (*self._taps, one)
-            self.wanted = True
-        return lambda: self._remove(one)
+            self._interested = (*self._interested, callback)
+            callback(self.wanted)
 
-    def _remove(self, tap: Tap, *, failed: bool = False) -> None:
+        def end() -> None:
+            with self._lock:
+                self._interested = tuple(other for other in self._interested if other is not callback)
+
+        return end
+
+    def _retap(self, tapping: "Tapping", classes: frozenset[str]) -> None:
         with self._lock:
-            self.failures += failed and tap in self._taps
-            self._taps = tuple(other for other in self._taps if other is not tap)
-            self.wanted = bool(self._taps)
+            others = tuple(other for other in self._taps if other is not tapping)
+            tapping.classes = classes
+            self._taps = (*others, tapping) if classes else others
+            wanted = frozenset().union(*(one.classes for one in self._taps))
+            if wanted == self.wanted:
+                return
+            self.wanted = wanted
+            for tell in self._interested:
+                tell(wanted)
+
+
+class Tapping:
+    """One tap, and the classes of events that it gets."""
+
+    def __init__(self, callback: Tap, change: Callable[["Tapping", frozenset[str]], None]) -> None:
+        """Begin with nothing; `change` puts other classes in force."""
+        self.callback = callback
+        self.classes: frozenset[str] = frozenset()
+        self._change = change
+
+    def want(self, classes: Iterable[str]) -> None:
+        """Take events of these classes and of no other; of all of them, each is told of once."""
+        self._change(self, frozenset(classes))
+
+    def end(self) -> None:
+        """Take no more. May be called more than once."""
+        self._change(self, frozenset())

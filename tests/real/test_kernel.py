@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from netns import ip, namespace
@@ -26,8 +27,10 @@ from exporter.host.bpf import Map
 from exporter.host.btf import Btf
 from exporter.monitors import kernel
 from exporter.monitors.kernel import headers
+from exporter.monitors.kernel.consumer import Tally
 from exporter.monitors.kernel.controls import Controls, Rule
 from exporter.monitors.kernel.counts import PLACE
+from exporter.monitors.kernel.events import HEAD
 from exporter.monitors.kernel.programs import COMMON, PROGRAMS, PROOF
 from exporter.monitors.kernel.source import KernelSource
 
@@ -291,6 +294,32 @@ def test_an_event_says_who_talked_to_whom(running: Running) -> None:
     }
     assert all(event["pid"] for event in failed), "who asked for a connection is known"
     assert four["pid"] == 0, "who was running when a packet was dropped means nothing"
+
+
+def test_records_are_brief_while_nobody_listens(running: Running) -> None:
+    """They are their heads then, and drops count for the other side all the same; else they are whole."""
+    drops = (
+        "import socket\nsender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "for _ in range({}): sender.sendto(b'x', ('127.0.0.1', 9))"
+    )
+    tally, noted, sizes, whole = running.programs.tally, Tally.count, Counter[int](), HEAD.size + 80
+
+    def count(address: int, size: int, now: int) -> str:
+        sizes[size] += 1
+        return noted(tally, address, size, now)
+
+    running.source._listened_to(frozenset(("exec",)))
+    with patch.object(Tally, "count", staticmethod(count)):
+        running.run(drops.format(23))
+        running.source.update()
+        assert sizes[HEAD.size] >= 23
+        before = sizes[whole]
+        running.source._listened_to(frozenset(("packet_drop",)))
+        running.run(drops.format(29))
+        running.source.update()
+        assert sizes[whole] >= before + 29
+    peers = running.recorder.families.snapshots["cni_top_peer_events_estimated"]
+    assert peers[running.key, "packet_drop", "127.0.0.1"] == 52
 
 
 # Trust

@@ -55,11 +55,11 @@ def offered(admission: Admission, class_: str, count: int) -> list[float]:
 def test_every_tap_gets_every_event_until_it_ends() -> None:
     """Two taps are two copies; ending one, even twice, leaves the other."""
     admission, one, two = Admission(), [], []
-    untap = admission.tap(one.append)
+    tapping = admission.tap(one.append)
     admission.tap(two.append)
     admission.record_event(EVENT)
-    untap()
-    untap()
+    tapping.end()
+    tapping.end()
     admission.record_event(EVENT)
     assert (len(one), len(two)) == (1, 2)
     assert admission.failures == 0
@@ -70,18 +70,36 @@ def test_an_admission_is_wanted_while_somebody_taps() -> None:
     admission = Admission()
     assert not admission.wanted
     admission.record_event(EVENT)
-    untap = admission.tap(lambda _: None)
+    tapping = admission.tap(lambda _: None)
     assert admission.wanted
-    untap()
+    tapping.end()
     assert not admission.wanted
+
+
+def test_a_tap_gets_the_classes_that_it_wants_and_sources_know_which() -> None:
+    """Whoever is interested is told at once, and of each change of what all want together, before `want` returns."""
+    admission, got, told = Admission(), [], []
+    end = admission.on_wanted(told.append)
+    tapping = admission.tap(got.append, ("exec",))
+    admission.record_event(EVENT)
+    tapping.want((EVENT.class_,))
+    admission.record_event(EVENT)
+    other = admission.tap(lambda _: None, (EVENT.class_,))
+    tapping.end()
+    other.end()
+    end()
+    admission.tap(got.append)
+    assert EVENT.class_ != "exec"
+    assert got == [EVENT]
+    assert told == [set(), {"exec"}, {EVENT.class_}, set()]
 
 
 def test_the_same_callback_may_tap_twice() -> None:
     """Each tap is its own: ending the first does not end the second."""
     admission, got = Admission(), []
-    untap = admission.tap(got.append)
+    tapping = admission.tap(got.append)
     admission.tap(got.append)
-    untap()
+    tapping.end()
     admission.record_event(EVENT)
     assert got == [EVENT]
 

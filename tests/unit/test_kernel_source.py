@@ -57,6 +57,9 @@ class FakeMap:
     def total(self, value: bytes) -> tuple[int, ...]:
         return struct.unpack(f"={len(value) // 8}Q", value)
 
+    def put(self, key: bytes, value: bytes) -> None:
+        self.entries[key] = struct.unpack(f"={len(value) // 8}Q", value)
+
     def delete(self, key: bytes) -> bool:
         return self.entries.pop(key, None) is not None
 
@@ -502,18 +505,41 @@ def test_update_writes_families_that_the_catalogue_knows(
 def test_handled_events_are_counted_and_passed_on(
     opened: tuple[source.KernelSource, Recorder, dict[str, FakeMap]],
 ) -> None:
-    """A record is counted in its class and goes to the tap with its reader; garbage is counted as an error."""
+    """A record is counted in its class and goes to the tap with its reader; garbage is counted as an error.
+
+    One that is its head alone, since nobody listened when it was written, is counted.
+    """
     kernel_source, recorder, _ = opened
     passed: list[tuple[str, str]] = []
     kernel_source._tap = lambda event, reader: passed.append((event.class_, reader.program if reader else ""))
+    _take(kernel_source, _record(3, b"body"))
+    _take(kernel_source, _record(8, b"body"))
     _take(kernel_source, _record(3))
-    _take(kernel_source, _record(8))
     _take(kernel_source, b"garbage")
     kernel_source.update()
     assert passed == [("packet_drop", "drops"), ("syscall", "")]
-    assert recorder.families.value("cni_events_handled_total", ("packet_drop",)) == 1
+    assert recorder.families.value("cni_events_handled_total", ("packet_drop",)) == 2
     assert recorder.error_kinds() == ["record"]
-    assert sum(recorder.families.histograms["cni_events_lag_seconds"]["packet_drop",][:-1]) == 1
+    assert sum(recorder.families.histograms["cni_events_lag_seconds"]["packet_drop",][:-1]) == 2
+
+
+def test_programs_know_which_classes_are_listened_to(
+    opened: tuple[source.KernelSource, Recorder, dict[str, FakeMap]],
+) -> None:
+    """A bit for each class; where that cannot be written, it is an error and no end."""
+    kernel_source, recorder, maps = opened
+    listened = (3).to_bytes(4, "little")
+    kernel_source._listened_to(frozenset(("packet_drop", "syscall", "container")))
+    assert maps["constants"].entries[listened] == (1 << 3 | 1 << 8,)
+    kernel_source._listened_to(frozenset())
+    assert maps["constants"].entries[listened] == (0,)
+
+    def refused(key: bytes, value: bytes) -> None:
+        raise PermissionError(1, "Operation not permitted", key, value)
+
+    maps["constants"].put = refused  # type: ignore[method-assign]
+    kernel_source._listened_to(frozenset(("exec",)))
+    assert recorder.error_kinds() == ["map"]
 
 
 def test_what_is_handled_shows_at_once_to_whoever_measures_the_capacity(

@@ -21,20 +21,29 @@ def record(class_: str, peer: str, ratio: float = 1.0, inum: int = 7) -> bytes:
     return HEAD.pack(1, 41, inum, CLASSES.index(class_), 0, HEAD.size + len(body), written, 9, b"curl") + body
 
 
+def brief(class_: str, peer: str) -> bytes:
+    """A record while nobody listens: its head, with the address where the command would be."""
+    whole = record(class_, peer)
+    place = HEAD.size + (40 if class_ == "packet_drop" else 16)
+    return whole[: HEAD.size - 16] + whole[place : place + 16]
+
+
 def told(peers: Peers) -> dict[tuple[str, ...], float]:
     return peers.snapshot()[FAMILY]
 
 
 @pytest.mark.parametrize("class_", sorted(PEERED))
 def test_records_count_for_the_other_side_by_their_weight(class_: str) -> None:
-    """23 whole ones and 23 that were kept with a quarter are 115 events of the peer, in its namespace."""
+    """23 whole ones and 23 that were kept with a quarter are 115 of the peer, in its namespace; and 7 brief ones."""
     peers = Peers(lambda: 0.0)
     for _ in range(23):
         peers.note(record(class_, "192.0.2.7"))
         peers.note(record(class_, "192.0.2.7", 0.25))
         peers.note(record(class_, "2001:db8::7", inum=8))
+    for _ in range(7):
+        peers.note(brief(class_, "192.0.2.7"))
     assert told(peers) == {
-        ("7:41", class_, "192.0.2.7"): pytest.approx(115),
+        ("7:41", class_, "192.0.2.7"): pytest.approx(122),
         ("8:41", class_, "2001:db8::7"): 23,
     }
 

@@ -25,6 +25,7 @@ _PLACES = {  # where the address of the other side is: a dropped packet's sender
     CLASSES.index("connection"): _FLOW + 16,
     CLASSES.index("connection_close"): _FLOW + 16,
 }
+_COMMAND = 32  # offset in struct event, where the address is while nobody listens to the class
 _CLASS, _RATIO = 20, slice(24, 28)  # offsets in struct event
 _WHOSE = slice(8, 20)  # cookie, inum
 _NOBODY = bytes(16)
@@ -47,7 +48,7 @@ class Peers:
 
     def note(self, record: bytes) -> None:
         """Take a record of a class in PEERED in."""
-        place = _PLACES[record[_CLASS]]
+        place = _PLACES[record[_CLASS]] if len(record) > HEAD.size else _COMMAND
         self._noted[record[_RATIO], (record[_CLASS], record[_WHOSE], record[place : place + 16])] += 1
         if len(self._noted) >= _NOTED:
             self._settle()

@@ -6,6 +6,7 @@ each event to the tap, if there is one. A new program adds its reader to `READER
 
 import ctypes
 import struct
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,13 +21,13 @@ from exporter.monitors.kernel.consumer import Bell
 from exporter.monitors.kernel.counts import Counts
 from exporter.monitors.kernel.departed import Departed, inhabited
 from exporter.monitors.kernel.drops import Drops
-from exporter.monitors.kernel.events import Event, decode
+from exporter.monitors.kernel.events import HEAD, Event, decode
 from exporter.monitors.kernel.lifecycle import Lifecycle
 from exporter.monitors.kernel.peers import PEERED, Peers
 from exporter.monitors.kernel.process import Process, Syscalls
 from exporter.monitors.kernel.programs import LOADS, PROGRAMS
 from exporter.monitors.kernel.reader import Histograms, Reader, Snapshot, Tables
-from exporter.monitors.kernel.shapes import CLASSES, HASH, PERCPU_HASH
+from exporter.monitors.kernel.shapes import CLASSES, HASH, PERCPU_HASH, THINNED
 from exporter.monitors.kernel.tcp import Tcp
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ READERS: tuple[type[Reader], ...] = (Drops, Tcp, Lifecycle, Cni, Process, Syscal
 Tap = Callable[[Event, Reader | None], None]
 """Gets each event, with the reader that knows its details."""
 
+_LISTENED = 3  # slot of the map constants
 _BATCH = 8192  # records that are taken out of a ring at once, before anything else is looked at
 _NETNS = struct.Struct("=QIxxxx")  # struct netns_id: cookie, inum
 _HASHES = frozenset({HASH, PERCPU_HASH})  # of those that can be full: an LRU map makes room for itself
@@ -78,6 +80,7 @@ class KernelSource(Source):
         self._handling = {c for c, reader in self._by_class.items() if type(reader).handle is not Reader.handle}
         self._peers = Peers()
         self._departed = Departed(time.monotonic, partial(inhabited, context.paths.procfs))
+        self._unheard = context.events.on_wanted(self._listened_to)
         for name in rings:
             self._rings[name] = bpf.Ring(manifest.maps[name], self._take)
         self._bell = Bell(manifest.maps["events"], self._share)
@@ -114,6 +117,7 @@ class KernelSource(Source):
     def close(self) -> None:
         """Unmap what is mapped."""
         if self._bell:
+            self._unheard()
             self._bell.close()
             self._bell = None
         if self._counts:
@@ -135,6 +139,14 @@ class KernelSource(Source):
             self._programs.tally.settle()
             bell.emptied(wholly=wholly, spent=self._programs.tally.busy - before)
 
+    def _listened_to(self, classes: frozenset[str]) -> None:
+        """Have the programs tell all of events of these classes, and of others no more than is counted here."""
+        bits = sum(1 << number for number, class_ in enumerate(CLASSES) if self._tap or class_ in classes)
+        try:
+            self._tables.maps["constants"].put(_LISTENED.to_bytes(4, sys.byteorder), bits.to_bytes(8, sys.byteorder))
+        except OSError as error:
+            self.context.error("map", f"what is listened to is not known to the programs: {error}")
+
     def _consume(self, ring: bpf.Ring) -> int:
         started = time.thread_time()
         count = ring.consume(_BATCH)
@@ -150,7 +162,9 @@ class KernelSource(Source):
             return
         if class_ in PEERED:
             self._peers.note(ctypes.string_at(address, size))
-        if not (class_ in self._handling or self._tap or self.context.events.wanted):
+        if size == HEAD.size and class_ in THINNED:
+            return  # nobody listened when it was written
+        if not (class_ in self._handling or self._tap or class_ in self.context.events.wanted):
             return
         event = decode(ctypes.string_at(address, size))
         reader = self._by_class.get(class_)
@@ -160,7 +174,7 @@ class KernelSource(Source):
 
     def _tell(self, event: Event, reader: Reader | None) -> None:
         """Pass an event on to those who watch, if anybody does."""
-        if not self.context.events.wanted:
+        if event.class_ not in self.context.events.wanted:
             return
         try:
             details = dict(reader.details(event)) if reader else {}
