@@ -34,7 +34,7 @@ def told(peers: Peers) -> dict[tuple[str, ...], float]:
 
 @pytest.mark.parametrize("class_", sorted(PEERED))
 def test_records_count_for_the_other_side_by_their_weight(class_: str) -> None:
-    """23 whole ones and 23 that were kept with a quarter are 115 of the peer, in its namespace; and 7 brief ones."""
+    """23 whole ones and 23 that were kept with a quarter are 115 of the peer, and 7 brief ones."""
     peers = Peers(lambda: 0.0)
     for _ in range(23):
         peers.note(record(class_, "192.0.2.7"))
