@@ -203,7 +203,7 @@ struct count {
 SHAPE(counts, u32, struct count);
 
 /* A program in an interrupt may come between any two steps: what it finds busy it leaves, what it takes is no longer free. */
-INLINE int count_begun(struct count *at, u32 id, const struct count_key *key, u64 amount) {
+INLINE int count_begun(struct count *at, u32 id, const struct count_key *key) {
     int begun = 0;
     if (at->owner || at->busy)
         return 0;
@@ -213,7 +213,7 @@ INLINE int count_begun(struct count *at, u32 id, const struct count_key *key, u6
         at->cookie = key->netns.cookie;
         at->inum = key->netns.inum;
         at->what = key->what;
-        at->count = amount;
+        at->count = 0;
         BARRIER();
         at->owner = id + 1;
         begun = 1;
@@ -221,6 +221,24 @@ INLINE int count_begun(struct count *at, u32 id, const struct count_key *key, u6
     BARRIER();
     at->busy = 0;
     return begun;
+}
+
+/* One of two places in one cache line; 0 where both are others'. */
+INLINE struct count *count_place(u32 id, const struct count_key *key) {
+    u64 hash = ((key->netns.cookie ^ key->netns.inum) * 0x9e3779b97f4a7c15ULL ^ key->what) * 0x9e3779b97f4a7c15ULL;
+    u32 slot = bpf_get_smp_processor_id() * COUNTS_OF_A_CPU + (hash >> 55 << 1);
+#pragma unroll
+    for (u32 way = 0; way < 2; way++) {
+        struct count *at = map_lookup(MAP(counts), &slot);
+        if (!at)
+            return 0;
+        if (at->owner == id + 1 && at->cookie == key->netns.cookie && at->inum == key->netns.inum && at->what == key->what)
+            return at;
+        if (count_begun(at, id, key))
+            return at;
+        slot++;
+    }
+    return 0;
 }
 
 /* Raises a u64 of a per-CPU hash. The answer is 1 where the key is new, 0 else. A full map is counted. */
@@ -241,24 +259,15 @@ INLINE int count_in(void *map, u32 id, const struct count_key *key, u64 amount) 
     return 1;
 }
 
-/* Raises a counter: at one of two places in one cache line, or where both are others', in the map. */
+/* Raises a counter: at its place, or where it has none, in the map. The answer is 1 where it is new, 0 else. */
 INLINE int count(void *map, u32 id, const struct count_key *key, u64 amount) {
-    u64 hash = ((key->netns.cookie ^ key->netns.inum) * 0x9e3779b97f4a7c15ULL ^ key->what) * 0x9e3779b97f4a7c15ULL;
-    u32 slot = bpf_get_smp_processor_id() * COUNTS_OF_A_CPU + (hash >> 55 << 1);
-#pragma unroll
-    for (u32 way = 0; way < 2; way++) {
-        struct count *at = map_lookup(MAP(counts), &slot);
-        if (!at)
-            break;
-        if (at->owner == id + 1 && at->cookie == key->netns.cookie && at->inum == key->netns.inum && at->what == key->what) {
-            RAISE(at->count, amount);
-            return 0;
-        }
-        if (count_begun(at, id, key, amount))
-            return 1;
-        slot++;
-    }
-    return count_in(map, id, key, amount);
+    struct count *at = count_place(id, key);
+    int begun;
+    if (!at)
+        return count_in(map, id, key, amount);
+    begun = !at->count;
+    RAISE(at->count, amount);
+    return begun;
 }
 #define COUNT(name, key, amount) count(MAP(name), MAP_ID_##name, key, amount)
 

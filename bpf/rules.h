@@ -66,8 +66,7 @@ enum counting { COUNT_NETNS = 1 << 16, COUNT_COMM = 1 << 17, COUNT_PREFIX = 1 <<
 #define FIRST_COUNTED PACKET_DROP
 struct key_load {
     u32 counts[6];
-    u32 second; /* of the quota */
-    u32 nth;
+    u64 second; /* of the quota: its number in the upper half, what came in it in the lower; where there is no place in `counts` */
 };
 _Static_assert(CLASSES - FIRST_COUNTED <= 6, "a class has no place in struct key_load");
 
@@ -165,7 +164,7 @@ struct quota {
     u64 class;
     u64 now; /* for the answer: ns */
 };
-/* Counts the event for its namespace; the answer is by how many halvings the quota thins it: the n-th in a second (of 2^30 ns)
+/* Counts the events of a namespace; the answer is by how many halvings the quota thins it: the n-th in a second (of 2^30 ns)
  * on this CPU, once it has had its quota m, by 1 + log2(n / m), at most 6. */
 static long (*halvings_by_quota)(struct quota *quota) = (void *)CALL_rules_quota;
 

@@ -39,6 +39,7 @@ struct tcp_opened {
 
 SHAPE(tcp, struct count_key, u64); /* what: enum tcp_count */
 SHAPE(tcp_connect, struct netns_id, struct connect_time);
+SHAPE(tcp_fresh, u32, struct connect_time); /* all 0 */
 SHAPE(tcp_connecting, u64, struct tcp_connecting);
 SHAPE(tcp_entries, u32, u64);
 SHAPE(tcp_open, u64, struct tcp_opened);
@@ -89,8 +90,9 @@ INLINE void observe_connect(const struct netns_id *id, u64 duration) {
     struct connect_time *times = map_lookup(MAP(tcp_connect), &key);
     u32 slot = 0;
     if (!times) {
-        struct connect_time empty = {};
-        map_update(MAP(tcp_connect), &key, &empty, 1);
+        struct connect_time *fresh = map_lookup(MAP(tcp_fresh), &slot);
+        if (fresh)
+            map_update(MAP(tcp_connect), &key, fresh, 1);
         times = map_lookup(MAP(tcp_connect), &key);
         if (!times) {
             insert_failed(MAP_ID_tcp_connect);

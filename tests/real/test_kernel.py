@@ -180,6 +180,14 @@ def _program_ids(names: str = "cni_") -> set[int]:
     return {program["id"] for program in json.loads(listing.stdout) if program.get("name", "").startswith(names)}
 
 
+def test_the_verifier_takes_every_program(programs: kernel.Programs) -> None:
+    """A rung may be forbidden or not there; but where the kernel looks at a program, it finds nothing wrong with it."""
+    refused = "the kernel refuses to load it: "
+    found = [f"{one.program}: {one.reason}" for one in programs.standings if refused in one.reason]
+    forbidden = f"{refused}Operation not permitted"
+    assert [reason for reason in found if reason.count(refused) > reason.count(forbidden)] == []
+
+
 # Exact counts
 
 

@@ -272,7 +272,7 @@ def test_what_cannot_be_counted_is_refused(maps: dict[str, FakeMap]) -> None:
         _made(maps, "pid")
     _made(maps, quota=500)
     assert maps["constants"].get(controls._u32(2)) == struct.pack("=Q", 500)
-    assert _flags(maps)[0] == 1 << 19
+    assert _flags(maps)[0] == 1 << 19 | 1 << 16
 
 
 # Records

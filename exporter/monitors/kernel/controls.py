@@ -106,8 +106,8 @@ class Controls:
         self._totals = self._read_account()
         Map(maps["constants"]).put(_u32(_QUOTA), quota.to_bytes(8, sys.byteorder))
         self._counting = sum(_COUNTING[kind] for kind in kinds)
-        if quota:  # counts each event of a namespace by itself
-            self._counting += _COUNT_QUOTA - _COUNTING["netns"]
+        if quota:
+            self._counting += _COUNT_QUOTA
         self._publish()
 
     # What is written.

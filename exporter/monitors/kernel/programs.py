@@ -151,6 +151,8 @@ def _tcp_constants(settings: Settings, _: Mapping[str, int]) -> dict[str, str]:
     }
 
 
+_CONNECT_TIMES = 8 * (len(FAMILIES[CONNECT_DURATION].buckets) + 2)  # bytes of struct connect_time
+
 TCP = Program(
     name="tcp",
     members=(
@@ -164,7 +166,8 @@ TCP = Program(
     ),
     maps=(
         MapShape("tcp", PERCPU_HASH, 24, 8, _entries),
-        MapShape("tcp_connect", PERCPU_HASH, 16, 8 * (len(FAMILIES[CONNECT_DURATION].buckets) + 2), 4096),
+        MapShape("tcp_connect", PERCPU_HASH, 16, _CONNECT_TIMES, 4096),
+        MapShape("tcp_fresh", ARRAY, 4, _CONNECT_TIMES, 1),
         MapShape("tcp_connecting", HASH, 8, 32, _entries),
         MapShape("tcp_entries", ARRAY, 4, 8, 2),
         MapShape("tcp_open", LRU_HASH, 8, 16, _entries),
