@@ -139,7 +139,7 @@ INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
     event->ifindex = device ? device->ifindex : 0;
     event->device[0] = device ? ((u64 *)device->name)[0] : 0;
     event->device[1] = device ? ((u64 *)device->name)[1] : 0;
-    event_submit(event, &pass, sizeof(*event));
+    event_submit(event, &pass);
     return 0;
 }
 

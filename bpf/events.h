@@ -10,7 +10,7 @@
 /* The head of each record, 48 bytes; its body follows, where somebody listens to its class: else the head is all, and where
  * there is another side its address is in the place of the command. */
 struct event {
-    u64 time; /* CLOCK_MONOTONIC, ns */
+    u64 time; /* CLOCK_MONOTONIC, ns; 0 in most records that are their heads alone */
     u64 cookie;
     u32 inum;
     u8 class;
@@ -30,6 +30,8 @@ struct account {
     u64 lost;
     u64 submitted;
     u64 coin; /* where the generator of chance stands: xorshift64*, S. Vigna, ACM TOMS 42(4), 2016 */
+    u64 used; /* bytes of the ring when it was looked at last */
+    u64 kept;
 };
 
 SHAPE(account, u32, struct account);
@@ -59,7 +61,7 @@ INLINE u32 halvings_by_fill(u32 class, u64 used) {
 
 /* Fills in the head of an event that is kept. */
 INLINE void event_fill(struct event *event, const struct subject *about, u64 now, u64 chance, u64 size) {
-    event->time = now ? now : bpf_ktime_get_ns();
+    event->time = now;
     event->cookie = about->netns.cookie;
     event->inum = about->netns.inum;
     event->class = about->class;
@@ -91,9 +93,23 @@ INLINE u64 drawn_from(u64 *coin) {
 struct pass {
     struct account *account;
     u64 chance;
-    u64 now;  /* ns; 0: nobody has asked */
-    u64 used; /* bytes of the ring, before this event */
+    u64 now; /* ns; 0: nobody has asked */
+    u32 looked; /* at the ring, for this event */
+    u32 fuller; /* by an eighth, than when it was looked at before */
 };
+
+/* How full the ring is: as long as it is nearly empty one event in 16 looks, for whoever looks waits for another CPU's cache. */
+INLINE u64 ring_used(struct pass *pass) {
+    struct account *account = pass->account;
+    u64 before = account->used, used;
+    pass->looked = pass->fuller = 0;
+    if (account->kept++ % 16 && before < RING / 8)
+        return before;
+    account->used = used = ring_query(MAP(events), 0 /* BPF_RB_AVAIL_DATA */);
+    pass->looked = 1;
+    pass->fuller = used / (RING / 8) > before / (RING / 8);
+    return used;
+}
 
 /* One coin for everything that thins: it decides on the chance so far, and again once the brake has lowered it. The answer is
  * 0 where the event is out. */
@@ -101,8 +117,7 @@ INLINE int event_drawn(struct pass *pass, u32 class) {
     u64 drawn = drawn_from(&pass->account->coin);
     if (drawn >= pass->chance)
         return 0;
-    pass->used = ring_query(MAP(events), 0 /* BPF_RB_AVAIL_DATA */);
-    pass->chance = halved(pass->chance, halvings_by_fill(class, pass->used));
+    pass->chance = halved(pass->chance, halvings_by_fill(class, ring_used(pass)));
     return drawn < pass->chance;
 }
 
@@ -147,11 +162,10 @@ INLINE int event_passes(const struct subject *about, const struct flow *flow, u6
     return 1;
 }
 
-/* Sends an event of event_passes or event_reserve. The reader is woken by the first that it has not read, and again as each
- * further eighth of the ring fills: so it may let them gather, and no event of a flood has to wake anybody. */
-INLINE void event_submit(void *event, const struct pass *pass, u64 size) {
-    u64 eighth = pass->used / (RING / 8), then = (pass->used + size + 8) / (RING / 8);
-    bpf_ringbuf_submit(event, then != eighth ? 2 /* BPF_RB_FORCE_WAKEUP */ : 0);
+/* Sends an event of event_reserve. The reader is woken by the first that it has not read, and again as the ring is found fuller
+ * by an eighth: so it may let them gather, and no event of a flood has to wake anybody. */
+INLINE void event_submit(void *event, const struct pass *pass) {
+    bpf_ringbuf_submit(event, pass->fuller ? 2 /* BPF_RB_FORCE_WAKEUP */ : 0);
 }
 
 INLINE int is_listened_to(u32 class) {
@@ -165,19 +179,22 @@ INLINE int is_listened_to(u32 class) {
  * lost, or nobody listens. */
 INLINE struct event *event_reserve(const struct subject *about, const struct pass *pass, const u64 *peer, u64 size) {
     struct event *event;
+    u64 now = pass->now;
     if (is_listened_to(about->class)) {
         event = bpf_ringbuf_reserve(MAP(events), size, 0);
-        return event_placed(event, pass->account, about, pass->now, pass->chance, size);
+        return event_placed(event, pass->account, about, now ? now : bpf_ktime_get_ns(), pass->chance, size);
     }
+    if (!now && pass->looked) /* the time is for the lag alone, and the clock is a tenth of the cost */
+        now = bpf_ktime_get_ns();
     event = bpf_ringbuf_reserve(MAP(events), sizeof(*event), 0);
-    event = event_placed(event, pass->account, about, pass->now, pass->chance, sizeof(*event));
+    event = event_placed(event, pass->account, about, now, pass->chance, sizeof(*event));
     if (!event)
         return 0;
     if (peer) {
         event->comm.words[0] = peer[0];
         event->comm.words[1] = peer[1];
     }
-    event_submit(event, pass, sizeof(*event));
+    event_submit(event, pass);
     return 0;
 }
 
@@ -194,7 +211,7 @@ INLINE struct event *event_reserve_critical(const struct subject *about, u64 siz
         RAISE(account->sampled_out, 1);
         return 0;
     }
-    return event_placed(bpf_ringbuf_reserve(MAP(lifecycle), size, 0), account, about, 0, WHOLE, size);
+    return event_placed(bpf_ringbuf_reserve(MAP(lifecycle), size, 0), account, about, bpf_ktime_get_ns(), WHOLE, size);
 }
 
 /* Sends an event of event_reserve_critical. */

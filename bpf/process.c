@@ -56,7 +56,7 @@ int process_exec(unsigned long long *ctx) {
     event->parent = task->real_parent->tgid;
     __builtin_memset(event->file, 0, sizeof(event->file));
     bpf_probe_read_kernel_str(event->file, sizeof(event->file), bprm->filename);
-    event_submit(event, &pass, sizeof(*event));
+    event_submit(event, &pass);
     return 0;
 }
 
@@ -87,6 +87,6 @@ int process_exit(unsigned long long *ctx) {
     event->status = group_status(task);
     event->parent = task->real_parent->tgid;
     __builtin_memset(event->file, 0, sizeof(event->file));
-    event_submit(event, &pass, sizeof(*event));
+    event_submit(event, &pass);
     return 0;
 }

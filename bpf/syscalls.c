@@ -35,6 +35,6 @@ int syscall_enter(unsigned long long *ctx) {
     if (!event)
         return 0;
     event->number = number;
-    event_submit(event, &pass, sizeof(*event));
+    event_submit(event, &pass);
     return 0;
 }

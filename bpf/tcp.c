@@ -141,7 +141,7 @@ INLINE void tell(const struct sock *sk, const struct tcp_change *change) {
         READ(event->received, tp->bytes_received);
     }
 #endif
-    event_submit(event, &pass, sizeof(*event));
+    event_submit(event, &pass);
 }
 
 /* Whether records of a class are wanted at all. */

@@ -478,7 +478,7 @@ _LOAD = (
     ),
     Family(
         "cni_events_lag_seconds",
-        "Time from the kernel's event to its handling.",
+        "Time from the kernel's event to its handling; of a class that nobody listens to, one event in 16 is timed.",
         "load",
         Kind.HISTOGRAM,
         ("class",),

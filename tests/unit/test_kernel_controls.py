@@ -255,7 +255,7 @@ def test_of_many_keys_the_heaviest_are_told(maps: dict[str, FakeMap]) -> None:
 def test_the_account_and_the_fill_are_told_since_last_time(maps: dict[str, FakeMap]) -> None:
     """Each part of the account per class; the fullest of the CPUs' readings, once."""
     made = _made(maps)
-    maps["account"].put(controls._u32(DROP), struct.pack("=12Q", 20, 1, 2, 3, 14, 7, 3, 0, 0, 0, 3, 9))
+    maps["account"].put(controls._u32(DROP), struct.pack("=16Q", 20, 1, 2, 3, 14, 7, 5, 6, 3, 0, 0, 0, 3, 9, 5, 6))
     maps["fullest"].put(bytes(4), struct.pack("=2Q", 1 << 19, 1 << 18))
     assert made.fill() == 0.5
     counts = made.observe()
@@ -267,7 +267,7 @@ def test_the_account_and_the_fill_are_told_since_last_time(maps: dict[str, FakeM
 
 
 def test_what_cannot_be_counted_is_refused(maps: dict[str, FakeMap]) -> None:
-    """A kind of key without a map is an error; a quota counts namespaces by itself."""
+    """A kind of key without a map is an error; a quota needs the counts of namespaces."""
     with pytest.raises(ValueError, match="netns, comm, prefix"):
         _made(maps, "pid")
     _made(maps, quota=500)

@@ -30,7 +30,7 @@ class Tally:
     handled: Counter[str] = field(default_factory=Counter)
     """Records taken out."""
     lags: dict[str, list[float]] = field(default_factory=dict)
-    """Histograms of the time from event to handling: counts per bucket, then the sum in seconds."""
+    """Histograms of the time from event to handling, where it is told: counts per bucket, then the sum in seconds."""
     weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0.0))
     """Sum of the records' weights: an estimate, without bias, of how many events passed filters and were not lost."""
     variances: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0.0))
@@ -53,10 +53,11 @@ class Tally:
         if class_ >= len(CLASSES) or said != size:
             raise ValueError(f"a record of class {class_} says {said} bytes and has {size}")
         self._new[class_, ratio] += 1
-        late = self._late[class_]
-        lag = now - when if now > when else 0
-        late[bisect_left(_BOUNDS, lag)] += 1
-        late[-1] += lag
+        if when:
+            late = self._late[class_]
+            lag = now - when if now > when else 0
+            late[bisect_left(_BOUNDS, lag)] += 1
+            late[-1] += lag
         return CLASSES[class_]
 
     def settle(self) -> None:

@@ -56,7 +56,7 @@ COMMON = Program(
         MapShape("insert_failures", PERCPU_ARRAY, 4, 8, 64),
         MapShape("inserts", PERCPU_ARRAY, 4, 8, 64),
         MapShape("counts", ARRAY, 4, PLACE.size, lambda _: PLACES * cpus(), mapped=True),
-        MapShape("account", PERCPU_ARRAY, 4, 48, len(CLASSES)),
+        MapShape("account", PERCPU_ARRAY, 4, 64, len(CLASSES)),
         MapShape("ratios", ARRAY, 4, 4, len(CLASSES)),
         MapShape("filters", ARRAY, 4, 8, len(CLASSES)),
         MapShape("filter_pid", HASH, 4, _RULE, _RULES),

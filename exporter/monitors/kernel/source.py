@@ -225,7 +225,7 @@ class KernelSource(Source):
         families: Snapshot = {f"cni_events_{name}_total": {} for name in (*names, "handled")}
         for number, class_ in enumerate(CLASSES):
             value = account.get(number.to_bytes(4, "little"))
-            seen, filtered, sampled_out, lost, *_ = account.total(value or bytes(48 * bpf.cpus()))
+            seen, filtered, sampled_out, lost, *_ = account.total(value or bytes(64 * bpf.cpus()))
             families["cni_events_seen_total"][class_,] = float(seen)
             families["cni_events_filtered_total"][class_,] = float(filtered)
             families["cni_events_sampled_out_total"][class_,] = float(sampled_out)
