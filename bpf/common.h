@@ -183,10 +183,11 @@ INLINE void inserted(u32 id) {
 }
 
 /* What is counted: something in a namespace. */
+enum counter { COUNT_DROPS = 1, COUNT_TCP, COUNT_QUOTAS };
 struct count_key {
     struct netns_id netns;
     u32 what;
-    u32 pad;
+    u32 counter;
 };
 
 /* Each CPU has places of its own for counters, key and count side by side: one cache line for an event, where a hash takes
@@ -196,80 +197,39 @@ struct count {
     u32 inum;
     u32 what;
     u64 count;
-    u32 owner; /* 1 + number of the map that has what found no place; 0: free. Written last. */
+    u32 counter; /* 0: free. Written last. */
     u32 busy;
 };
 #define COUNTS_OF_A_CPU 1024
 SHAPE(counts, u32, struct count);
+SHAPE(counted, struct count_key, u64); /* what found no place */
 
-/* A program in an interrupt may come between any two steps: what it finds busy it leaves, what it takes is no longer free. */
-INLINE int count_begun(struct count *at, u32 id, const struct count_key *key) {
-    int begun = 0;
-    if (at->owner || at->busy)
-        return 0;
-    at->busy = 1;
-    BARRIER();
-    if (!at->owner) {
-        at->cookie = key->netns.cookie;
-        at->inum = key->netns.inum;
-        at->what = key->what;
-        at->count = 0;
-        BARRIER();
-        at->owner = id + 1;
-        begun = 1;
-    }
-    BARRIER();
-    at->busy = 0;
-    return begun;
+/* Of two places in one cache line the first. */
+INLINE u32 count_slot(const struct count_key *key) {
+    u64 hash = ((key->netns.cookie ^ key->netns.inum) * 0x9e3779b97f4a7c15ULL ^ key->what) * 0x9e3779b97f4a7c15ULL;
+    return bpf_get_smp_processor_id() * COUNTS_OF_A_CPU + (hash >> 55 << 1);
 }
 
-/* One of two places in one cache line; 0 where both are others'. */
-INLINE struct count *count_place(u32 id, const struct count_key *key) {
-    u64 hash = ((key->netns.cookie ^ key->netns.inum) * 0x9e3779b97f4a7c15ULL ^ key->what) * 0x9e3779b97f4a7c15ULL;
-    u32 slot = bpf_get_smp_processor_id() * COUNTS_OF_A_CPU + (hash >> 55 << 1);
-#pragma unroll
-    for (u32 way = 0; way < 2; way++) {
-        struct count *at = map_lookup(MAP(counts), &slot);
-        if (!at)
-            return 0;
-        if (at->owner == id + 1 && at->cookie == key->netns.cookie && at->inum == key->netns.inum && at->what == key->what)
-            return at;
-        if (count_begun(at, id, key))
-            return at;
+INLINE int is_count_of(const struct count *at, const struct count_key *key) {
+    return !((at->cookie ^ key->netns.cookie) | (at->inum ^ key->netns.inum) | (at->what ^ key->what) |
+             (at->counter ^ key->counter)); /* one branch, not four */
+}
+
+static long (*count_elsewhere)(const struct count_key *key) = (void *)CALL_count_slowly; /* of rules.c */
+
+/* Counts one more. The answer is 1 where that is the first, 0 else. */
+INLINE int count(const struct count_key *key) {
+    u32 slot = count_slot(key);
+    struct count *at = map_lookup(MAP(counts), &slot);
+    if (at && !is_count_of(at, key)) {
         slot++;
+        at = map_lookup(MAP(counts), &slot);
     }
+    if (!at || !is_count_of(at, key))
+        return count_elsewhere(key);
+    RAISE(at->count, 1);
     return 0;
 }
-
-/* Raises a u64 of a per-CPU hash. The answer is 1 where the key is new, 0 else. A full map is counted. */
-INLINE int count_in(void *map, u32 id, const struct count_key *key, u64 amount) {
-    u64 zero = 0;
-    u64 *counter = map_lookup(map, key);
-    if (counter) {
-        RAISE(*counter, amount);
-        return 0;
-    }
-    map_update(map, key, &zero, 1 /* BPF_NOEXIST: another CPU may have been faster */);
-    counter = map_lookup(map, key);
-    if (!counter) {
-        insert_failed(id);
-        return 0;
-    }
-    RAISE(*counter, amount);
-    return 1;
-}
-
-/* Raises a counter: at its place, or where it has none, in the map. The answer is 1 where it is new, 0 else. */
-INLINE int count(void *map, u32 id, const struct count_key *key, u64 amount) {
-    struct count *at = count_place(id, key);
-    int begun;
-    if (!at)
-        return count_in(map, id, key, amount);
-    begun = !at->count;
-    RAISE(at->count, amount);
-    return begun;
-}
-#define COUNT(name, key, amount) count(MAP(name), MAP_ID_##name, key, amount)
 
 /* ---- addresses ---- */
 

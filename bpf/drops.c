@@ -7,8 +7,6 @@
  */
 #include "common.h"
 
-SHAPE(drops, struct count_key, u64); /* what: the reason */
-
 struct drop_event {
     struct event head;
     u64 location; /* address in the kernel of whoever dropped it */
@@ -107,7 +105,7 @@ INLINE struct net *netns_of_packet(struct sk_buff *skb, struct netns_id *id, str
 }
 
 INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
-    struct count_key key = {.what = reason};
+    struct count_key key = {.counter = COUNT_DROPS, .what = reason};
     struct subject about = {.class = PACKET_DROP, .who = WHO_IS_NOBODY};
     struct flow flow = {};
     struct net_device *device = 0;
@@ -119,7 +117,7 @@ INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
     if (!device && !protocol) /* a message of a Unix or netlink socket, no packet */
         return 0;
     key.netns = about.netns;
-    if (COUNT(drops, &key, 1) && net)
+    if (count(&key) && net)
         netns_note(net, &key.netns);
     filters = filters_in_use(PACKET_DROP);
     if (filters & FILTER_FLOW)

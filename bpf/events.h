@@ -93,21 +93,21 @@ INLINE u64 drawn_from(u64 *coin) {
 struct pass {
     struct account *account;
     u64 chance;
-    u64 now; /* ns; 0: nobody has asked */
-    u32 looked; /* at the ring, for this event */
-    u32 fuller; /* by an eighth, than when it was looked at before */
+    u64 now;  /* ns; 0: nobody has asked */
+    u64 wake; /* how the ring is to wake its reader */
 };
 
-/* How full the ring is: as long as it is nearly empty one event in 16 looks, for whoever looks waits for another CPU's cache. */
+/* How full the ring is. As long as it is nearly empty one event in 16 looks, for whoever looks waits for another CPU's cache;
+ * the same one looks at the clock. */
 INLINE u64 ring_used(struct pass *pass) {
     struct account *account = pass->account;
     u64 before = account->used, used;
-    pass->looked = pass->fuller = 0;
+    pass->wake = 0;
     if (account->kept++ % 16 && before < RING / 8)
         return before;
     account->used = used = ring_query(MAP(events), 0 /* BPF_RB_AVAIL_DATA */);
-    pass->looked = 1;
-    pass->fuller = used / (RING / 8) > before / (RING / 8);
+    pass->wake = (before / (RING / 8) - used / (RING / 8)) >> 63 << 1; /* BPF_RB_FORCE_WAKEUP where it is fuller by an eighth */
+    pass->now = bpf_ktime_get_ns();
     return used;
 }
 
@@ -165,7 +165,7 @@ INLINE int event_passes(const struct subject *about, const struct flow *flow, u6
 /* Sends an event of event_reserve. The reader is woken by the first that it has not read, and again as the ring is found fuller
  * by an eighth: so it may let them gather, and no event of a flood has to wake anybody. */
 INLINE void event_submit(void *event, const struct pass *pass) {
-    bpf_ringbuf_submit(event, pass->fuller ? 2 /* BPF_RB_FORCE_WAKEUP */ : 0);
+    bpf_ringbuf_submit(event, pass->wake);
 }
 
 INLINE int is_listened_to(u32 class) {
@@ -179,15 +179,12 @@ INLINE int is_listened_to(u32 class) {
  * lost, or nobody listens. */
 INLINE struct event *event_reserve(const struct subject *about, const struct pass *pass, const u64 *peer, u64 size) {
     struct event *event;
-    u64 now = pass->now;
     if (is_listened_to(about->class)) {
         event = bpf_ringbuf_reserve(MAP(events), size, 0);
-        return event_placed(event, pass->account, about, now ? now : bpf_ktime_get_ns(), pass->chance, size);
+        return event_placed(event, pass->account, about, bpf_ktime_get_ns(), pass->chance, size);
     }
-    if (!now && pass->looked) /* the time is for the lag alone, and the clock is a tenth of the cost */
-        now = bpf_ktime_get_ns();
     event = bpf_ringbuf_reserve(MAP(events), sizeof(*event), 0);
-    event = event_placed(event, pass->account, about, now, pass->chance, sizeof(*event));
+    event = event_placed(event, pass->account, about, pass->now, pass->chance, sizeof(*event));
     if (!event)
         return 0;
     if (peer) {

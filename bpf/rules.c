@@ -1,6 +1,7 @@
 /* What is looked up about an event that is not like the one before: rules, and counts by key. See rules.h.
  *
- * Functions that programs call: they are compiled once, and the loader puts them behind each program that does.
+ * Functions that programs call: they are compiled once, and the loader puts them behind each program that does. At the end,
+ * the way of a counter that has no place yet.
  * Cost: a hash for each kind of rule and key that has to do with the event; of a flood, for one event in sixteen.
  */
 #include "common.h"
@@ -141,6 +142,65 @@ int rules_settle(struct verdict *verdict) {
     return 0;
 }
 
+/* ---- counters and their places ---- */
+
+/* A program in an interrupt may come between any two steps: what it finds busy it leaves, what it takes is no longer free. */
+INLINE int count_begun(struct count *at, const struct count_key *key) {
+    int begun = 0;
+    if (at->counter || at->busy)
+        return 0;
+    at->busy = 1;
+    BARRIER();
+    if (!at->counter) {
+        at->cookie = key->netns.cookie;
+        at->inum = key->netns.inum;
+        at->what = key->what;
+        at->count = 0;
+        BARRIER();
+        at->counter = key->counter;
+        begun = 1;
+    }
+    BARRIER();
+    at->busy = 0;
+    return begun;
+}
+
+/* The counter's place; 0 where both that it may have are others'. */
+INLINE struct count *count_place(const struct count_key *key) {
+    u32 slot = count_slot(key);
+#pragma unroll
+    for (u32 way = 0; way < 2; way++) {
+        struct count *at = map_lookup(MAP(counts), &slot);
+        if (!at)
+            return 0;
+        if (is_count_of(at, key) || count_begun(at, key))
+            return at;
+        slot++;
+    }
+    return 0;
+}
+
+/* Counts one more. The answer is 1 where that is the first, 0 else. A full map is counted. */
+int count_slowly(const struct count_key *key) {
+    struct count *at = count_place(key);
+    u64 one = 1, *counter;
+    if (at) {
+        RAISE(at->count, 1);
+        return 1;
+    }
+    counter = map_lookup(MAP(counted), key);
+    if (!counter) {
+        if (!map_update(MAP(counted), key, &one, 1 /* BPF_NOEXIST: another CPU may have been faster */))
+            return 1;
+        counter = map_lookup(MAP(counted), key);
+    }
+    if (counter)
+        RAISE(*counter, 1);
+    else
+        insert_failed(MAP_ID_counted);
+    return 0;
+}
+
 /* Counts one more event of a second of 2^30 ns, which is in the upper half. */
 INLINE u64 nth_of_second(u64 *counted, u64 now) {
     u64 second = now >> 30 << 32, nth = *counted;
@@ -151,8 +211,8 @@ INLINE u64 nth_of_second(u64 *counted, u64 now) {
 }
 
 int rules_quota(struct quota *asked) {
-    struct count_key key = {.netns = asked->netns};
-    struct count *at = count_place(MAP_ID_load_netns, &key);
+    struct count_key key = {.netns = asked->netns, .counter = COUNT_QUOTAS};
+    struct count *at = count_place(&key);
     struct key_load *load;
     u32 slot = QUOTA;
     u64 *quota = map_lookup(MAP(constants), &slot), nth;

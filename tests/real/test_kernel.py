@@ -427,10 +427,10 @@ import sys
 from exporter import privileges
 from exporter.host.bpf import Map
 from exporter.monitors.kernel.counts import Counts
-map_, number, places = Map(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+map_, places = Map(int(sys.argv[1])), int(sys.argv[2])
 privileges.keep(frozenset())
 print([l.split()[1] for l in open("/proc/self/status") if l.startswith("CapEff")][0])
-print(sum(count for _, (count,) in map_.sums()) + Counts(places, Map(places).capacity).read(number).total())
+print(sum(count for _, (count,) in map_.sums()) + Counts(places, Map(places).capacity).read(1).total())
 """
 
 
@@ -441,9 +441,9 @@ def test_counters_are_read_without_any_capability(running: Running) -> None:
         pytest.skip("this kernel lets nobody read BPF maps without CAP_BPF (before 5.19)")
     running.run(DROPS)
     manifest = running.programs.manifest
-    map_, places = manifest.maps["drops"], manifest.maps["counts"]
+    map_, places = manifest.maps["counted"], manifest.maps["counts"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", READER, *map(str, (map_, manifest.map_numbers["drops"], places))]
+    command = [sys.executable, "-c", READER, str(map_), str(places)]
     answer = subprocess.check_output(command, text=True, timeout=60, pass_fds=[map_, places], env=environment)
     effective, counted = answer.split()
     assert int(effective, 16) == 0
@@ -454,16 +454,16 @@ def test_what_finds_no_place_is_counted_all_the_same(running: Running) -> None:
     """With every place taken by others, counters are in the map; where there are places again, counted is both."""
     manifest = running.programs.manifest
     places = mmap.mmap(manifest.maps["counts"], Map(manifest.maps["counts"]).capacity * PLACE.size)
-    before = len(Map(manifest.maps["drops"]).keys())
+    before = len(Map(manifest.maps["counted"]).keys())
     with places, memoryview(places) as memory, memory.cast("I") as words:
-        owners = slice(6, None, PLACE.size // 4)  # word of the owner in struct count
-        free = [6 + 8 * number for number, owner in enumerate(words[owners]) if not owner]
+        counters = slice(6, None, PLACE.size // 4)  # a word of struct count
+        free = [6 + 8 * number for number, counter in enumerate(words[counters]) if not counter]
         for word in free:
             words[word] = 0xFFFFFFFF
         try:
             expected = 23 + 29 + int(running.run(DROPS))
             assert sum(running.counted("cni_packet_drops_total").values()) == expected
-            assert len(Map(manifest.maps["drops"]).keys()) > before
+            assert len(Map(manifest.maps["counted"]).keys()) > before
         finally:
             for word in free:
                 words[word] = 0

@@ -132,13 +132,14 @@ def test_facts_have_a_slot_each() -> None:
 
 def test_drops_by_reason_and_namespace() -> None:
     """Counters become series keyed by inode and cookie; a reason without a name keeps its number."""
-    key = struct.Struct("=16sIxxxx")
+    key = struct.Struct("=16sII")
     counted = FakeMap(
-        (key.pack(NETNS, 3), (23,)),
-        (key.pack(NETNS, 0x20001), (29,)),
-        (key.pack(bytes(16), 0xFFFFFFFE), (31,)),
+        (key.pack(NETNS, 3, 1), (23,)),
+        (key.pack(NETNS, 0x20001, 1), (29,)),
+        (key.pack(bytes(16), 0xFFFFFFFE, 1), (31,)),
+        (key.pack(NETNS, 3, 2), (37,)),
     )
-    assert Drops(_tables(drops=counted)).snapshot() == {
+    assert Drops(_tables(counted=counted)).snapshot() == {
         "cni_packet_drops_total": {
             (KEY, "no_socket"): 23.0,
             (KEY, "reason_0x20001"): 29.0,
@@ -149,9 +150,9 @@ def test_drops_by_reason_and_namespace() -> None:
 
 def test_tcp_counters_go_to_their_families() -> None:
     """Each number of enum tcp_count is the family and label that it stands for."""
-    key = struct.Struct("=16sIxxxx")
-    counted = FakeMap(*((key.pack(NETNS, what), (what + 1,)) for what in range(6)))
-    assert Tcp(_tables(tcp=counted)).snapshot() == {
+    key = struct.Struct("=16sII")
+    counted = FakeMap(*((key.pack(NETNS, what, 2), (what + 1,)) for what in range(6)))
+    assert Tcp(_tables(counted=counted)).snapshot() == {
         "cni_tcp_connections_opened_total": {(KEY, "outgoing"): 1.0, (KEY, "incoming"): 2.0},
         "cni_tcp_connection_failures_total": {(KEY, "outgoing"): 3.0, (KEY, "incoming"): 4.0},
         "cni_tcp_faults_total": {(KEY, "retransmit"): 5.0, (KEY, "reset_sent"): 6.0},
@@ -437,9 +438,9 @@ def test_inhabited_namespaces_are_those_of_the_processes(tmp_path: Path) -> None
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[source.KernelSource, Recorder, dict[str, FakeMap]]]:
-    key = struct.Struct("=16sIxxxx")
+    key = struct.Struct("=16sII")
     maps = {shape.name: FakeMap() for program in (programs.COMMON, *programs.PROGRAMS) for shape in program.maps}
-    maps["drops"] = FakeMap((key.pack(NETNS, 3), (4,)))
+    maps["counted"] = FakeMap((key.pack(NETNS, 3, 1), (4,)), (key.pack(NETNS, 3, 2), (9,)))
     maps["namespaces"] = FakeMap((NETNS, (0, 4026531999)))
     maps["account"] = FakeMap(*((n.to_bytes(4, "little"), (10, 1, 2, 3, 4)) for n in range(len(programs.CLASSES))))
     names = dict(enumerate(maps))
@@ -458,8 +459,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[source.KernelSourc
             pass
 
     places = os.memfd_create("counts")
-    for owner, count in ((0, 0), (list(maps).index("drops") + 1, 19), (list(maps).index("tcp") + 1, 5)):
-        os.write(places, PLACE.pack(*struct.unpack("=QIxxxx", NETNS), 3, count, owner))
+    for counter, count in ((0, 0), (1, 19), (2, 5)):
+        os.write(places, PLACE.pack(*struct.unpack("=QIxxxx", NETNS), 3, count, counter))
     os.truncate(places, PLACE.size * FakeMap.capacity)
     monkeypatch.setattr(source, "Counts", lambda _, capacity: Counts(places, capacity))
     monkeypatch.setattr(bpf, "Map", lambda fd: maps[names[fd]])
@@ -564,9 +565,9 @@ def test_a_namespace_that_is_gone_leaves_with_its_last_counts(
     kernel_source._tables.forget(4026532001, 41)
     kernel_source.update()
     assert recorder.families.value("cni_packet_drops_total", (KEY, "no_socket")) == 23
-    assert not maps["drops"].entries
+    assert not maps["counted"].entries
     assert not maps["namespaces"].entries
     assert kernel_source._counts
-    assert not any(owner for *_, owner in PLACE.iter_unpack(kernel_source._counts._memory[:]))
+    assert not any(counter for *_, counter in PLACE.iter_unpack(kernel_source._counts._memory[:]))
     kernel_source.update()
     assert recorder.families.snapshots["cni_packet_drops_total"] == {}

@@ -22,7 +22,7 @@ _PACKAGE = "install the package python3-bpfcc"
 KERNEL_FUNCTION, OWN_FUNCTION = 1 << 28, 1 << 29
 """What a call of a helper with a number from here on stands for, since bcc knows no other calls: one to the function of
 the kernel with this BTF id, one to the function of ours with this place in SHARED."""
-SHARED = ("rules_settle", "rules_decide", "rules_matched", "rules_quota")
+SHARED = ("rules_settle", "rules_decide", "rules_matched", "rules_quota", "count_slowly")
 """Functions that programs call; each program has its own copies."""
 _CALL, _TO_OWN, _TO_KERNEL = 0x85, 1, 2  # BPF_JMP | BPF_CALL, BPF_PSEUDO_(KFUNC_)CALL, include/uapi/linux/bpf.h
 _INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: code, registers, offset, immediate

@@ -1,11 +1,12 @@
 """Reads drops.c: packets dropped, by reason.
 
-Flows in: the counters `drops` and records of class packet_drop. Flows out: cni_packet_drops_total.
+Flows in: its counters, records of class packet_drop. Flows out: cni_packet_drops_total.
 """
 
 import struct
 from typing import TYPE_CHECKING
 
+from exporter.monitors.kernel.counts import DROPS
 from exporter.monitors.kernel.events import Details, Event, flow, netns_key, text
 from exporter.monitors.kernel.reader import Reader, Snapshot
 
@@ -20,12 +21,11 @@ class Drops(Reader):
 
     program = "drops"
     classes = ("packet_drop",)
-    by_netns = ("drops",)
 
     def snapshot(self) -> Snapshot:
         """Read the counters."""
         counts: dict[Key, float] = {}
-        for (cookie, inum, reason), count in self.tables.counted("drops").items():
+        for (cookie, inum, reason), count in self.tables.counted(DROPS).items():
             counts[netns_key(cookie, inum), self._reason(reason)] = float(count)
         return {"cni_packet_drops_total": counts}
 

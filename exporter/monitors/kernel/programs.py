@@ -56,6 +56,7 @@ COMMON = Program(
         MapShape("insert_failures", PERCPU_ARRAY, 4, 8, 64),
         MapShape("inserts", PERCPU_ARRAY, 4, 8, 64),
         MapShape("counts", ARRAY, 4, PLACE.size, lambda _: PLACES * cpus(), mapped=True),
+        MapShape("counted", PERCPU_HASH, 24, 8, _entries),
         MapShape("account", PERCPU_ARRAY, 4, 64, len(CLASSES)),
         MapShape("ratios", ARRAY, 4, 4, len(CLASSES)),
         MapShape("filters", ARRAY, 4, 8, len(CLASSES)),
@@ -123,7 +124,7 @@ DROPS = Program(
         *("net_device.nd_net.net", "net_device.ifindex", "net_device.name", "sock.__sk_common.skc_net.net"),
     ),
     types=("iphdr", "ipv6hdr", "udphdr"),
-    maps=(MapShape("drops", PERCPU_HASH, 24, 8, _entries),),
+    maps=(),
     probes=(
         Probe(
             "drops",
@@ -165,7 +166,6 @@ TCP = Program(
         *("tcp_sock.bytes_acked", "tcp_sock.bytes_received"),
     ),
     maps=(
-        MapShape("tcp", PERCPU_HASH, 24, 8, _entries),
         MapShape("tcp_connect", PERCPU_HASH, 16, _CONNECT_TIMES, 4096),
         MapShape("tcp_fresh", ARRAY, 4, _CONNECT_TIMES, 1),
         MapShape("tcp_connecting", HASH, 8, 32, _entries),

@@ -29,17 +29,17 @@ class Tables:
     manifest: Manifest
     maps: Mapping[str, Map] = field(default_factory=dict)
     counts: Counts | None = None
-    """Counters at places of their own; None: there are none beside the maps."""
+    """Counters at places of their own; None: there are none beside the map."""
     gone: set[bytes] = field(default_factory=set)
     """Namespaces (struct netns_id) whose entries go after the next snapshot."""
 
-    def counted(self, name: str) -> Counter[Counted]:
-        """Give all counters of a map by namespace, and of the places that stand for it. Raises OSError."""
-        found: Counter[Counted] = Counter()
-        if self.counts:
-            found = self.counts.read(self.manifest.map_numbers[name])
-        for raw, (count,) in self.maps[name].sums():
-            found[Counted(*KEY.unpack(raw))] += count
+    def counted(self, counter: int) -> Counter[Counted]:
+        """Give all that one program counts by namespace, at places and beside them. Raises OSError."""
+        found: Counter[Counted] = self.counts.read(counter) if self.counts else Counter()
+        for raw, (count,) in self.maps["counted"].sums():
+            *what, of = KEY.unpack(raw)
+            if of == counter:
+                found[Counted(*what)] += count
         return found
 
     def forget(self, inum: int, cookie: int) -> None:

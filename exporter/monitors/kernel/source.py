@@ -212,7 +212,7 @@ class KernelSource(Source):
             return
         if self._counts:
             self._counts.forget({_NETNS.unpack(netns) for netns in gone})
-        names = ("namespaces", *(name for reader in self._readers for name in reader.by_netns))
+        names = ("namespaces", "counted", *(name for reader in self._readers for name in reader.by_netns))
         for map_ in (self._tables.maps[name] for name in names):
             for key in [key for key, _ in map_.items() if key[: _NETNS.size] in gone]:
                 map_.delete(key)

@@ -1,12 +1,13 @@
 """Reads tcp.c: connections opened and failed, the time to connect, retransmits and resets.
 
-Flows in: the counters `tcp`, the map `tcp_connect`, records of three classes. Flows out: the `cni_tcp_*` families.
+Flows in: its counters, the map `tcp_connect`, records of three classes. Flows out: the `cni_tcp_*` families.
 """
 
 import struct
 from typing import TYPE_CHECKING
 
 from exporter.catalog import CONNECT_DURATION
+from exporter.monitors.kernel.counts import TCP
 from exporter.monitors.kernel.events import FLOW, Details, Event, flow, netns_key
 from exporter.monitors.kernel.reader import Histograms, Reader, Snapshot
 
@@ -34,12 +35,12 @@ class Tcp(Reader):
 
     program = "tcp"
     classes = ("tcp_fault", "connection", "connection_close")
-    by_netns = ("tcp", "tcp_connect")
+    by_netns = ("tcp_connect",)
 
     def snapshot(self) -> Snapshot:
         """Read the counters."""
         counts: dict[str, dict[Key, float]] = {_OPENED: {}, _FAILED: {}, _FAULTS: {}}
-        for (cookie, inum, what), count in self.tables.counted("tcp").items():
+        for (cookie, inum, what), count in self.tables.counted(TCP).items():
             family, label = _WHAT[what]
             counts[family][netns_key(cookie, inum), label] = float(count)
         return dict(counts)
