@@ -215,26 +215,6 @@ INLINE void like_fill(u64 *like, const struct subject *about, const struct flow 
 }
 _Static_assert(FILTER_COMM == COUNT_COMM >> 16, "like_fill asks for both at once");
 
-/* The place for what is said of events like this one. A program in an interrupt may come between any two steps of another:
- * it takes the spare place where that one is at work in its own. The answer is 0 where that is taken as well. */
-INLINE struct verdict *place_of(const u64 *like, u64 hash) {
-    struct verdict *verdict;
-    u32 own, slot;
-#pragma unroll
-    for (u32 i = 0; i < LIKE_WORDS; i++)
-        hash += like[i] * (0x2c1b3c6d + 0x3c6ef36 * i);
-    hash ^= hash >> 32;
-    own = bpf_get_smp_processor_id() * VERDICTS_OF_A_CPU;
-    slot = own + ((u32)(hash * 0x9e3779b1U) >> 24);
-    verdict = map_lookup(MAP(verdicts), &slot);
-    if (!verdict || !verdict->busy)
-        return verdict;
-    slot = own + VERDICTS_OF_A_CPU - 1;
-    verdict = map_lookup(MAP(verdicts), &slot);
-    return verdict && !verdict->busy ? verdict : 0;
-}
-_Static_assert(VERDICTS_OF_A_CPU == 256 + 1, "place_of has eight bits and a spare place");
-
 INLINE int is_about(const struct verdict *verdict, const u64 *like, u32 generation) {
     u64 differs = verdict->generation ^ generation;
 #pragma unroll
@@ -242,6 +222,31 @@ INLINE int is_about(const struct verdict *verdict, const u64 *like, u32 generati
         differs |= verdict->like[i] ^ like[i];
     return !differs;
 }
+
+/* The place for what is said of events like this one: of two the one that has it, else the second, while what the first says
+ * holds, so that two kinds of events that come in turns do not put each other out. A program in an interrupt may come between
+ * any two steps of another: it takes the spare place where that one is at work in its own. The answer is 0 where that is taken
+ * as well. */
+INLINE struct verdict *place_of(const u64 *like, u64 hash, u32 generation) {
+    struct verdict *verdict;
+    u32 own = bpf_get_smp_processor_id() * VERDICTS_OF_A_CPU, slot;
+#pragma unroll
+    for (u32 i = 0; i < LIKE_WORDS; i++)
+        hash += like[i] * (0x2c1b3c6d + 0x3c6ef36 * i);
+    hash ^= hash >> 32;
+    slot = own + ((u32)(hash * 0x9e3779b1U) >> 25 << 1);
+    verdict = map_lookup(MAP(verdicts), &slot);
+    if (verdict && verdict->generation == generation && !is_about(verdict, like, generation)) {
+        slot++;
+        verdict = map_lookup(MAP(verdicts), &slot);
+    }
+    if (!verdict || !verdict->busy)
+        return verdict;
+    slot = own + VERDICTS_OF_A_CPU - 1;
+    verdict = map_lookup(MAP(verdicts), &slot);
+    return verdict && !verdict->busy ? verdict : 0;
+}
+_Static_assert(VERDICTS_OF_A_CPU == 256 + 1, "place_of has eight bits and a spare place");
 
 /* Says what becomes of an event by rules, class and keys; an event like one before, which is what a flood is made of, asks no
  * rule again. Such events count sixteen at a time for their keys and learned rules. The answer is 0 where the event is filtered. */
@@ -251,7 +256,7 @@ INLINE int judged(const struct subject *about, const struct flow *flow, u64 filt
     u32 filtered;
     int known;
     like_fill(like, about, flow, filters);
-    verdict = place_of(like, nothing);
+    verdict = place_of(like, nothing, filters >> 32);
     if (!verdict)
         return 0;
     verdict->busy = 1;
