@@ -129,7 +129,8 @@ def test_twenty_containers_in_docker(dockerd: Dockerd, run: Run) -> None:
 @DOCKER
 @pytest.mark.timeout(180)
 def test_the_lives_of_docker_containers_are_counted(dockerd: Dockerd, run: Run) -> None:
-    """Create, start, pause, stop, die, OOM and removal are counted once each, and the states follow."""
+    """Create, start, pause, stop, die, OOM and removal are counted as the daemon tells them, and the states follow."""
+    begun = time.time()
     exporter = run(of_docker(dockerd))
     until(lambda: exporter.mode("docker") == "events")
     one = dockerd.run("one", volumes={"/var/tmp": {"bind": "/data", "mode": "ro"}})
@@ -147,16 +148,15 @@ def test_the_lives_of_docker_containers_are_counted(dockerd: Dockerd, run: Run) 
     hog = dockerd.run("hog", "/bin/sh", "-c", "tail /dev/zero", mem_limit="8m", memswap_limit="8m")
     until(lambda: exporter.states().get(hog) == "exited", 20)
     until(lambda: exporter.events("docker")["oom"] >= 1)
+    # A busy dockerd hears of a pause from containerd when it is over, and tells of pause and its end once more.
+    told = dockerd.client.api.events(since=begun, until=time.time(), decode=True, filters={"type": "container"})
+    names = [event["Action"].replace("destroy", "remove") for event in told]
+    least = {"create": 2, "start": 2, "pause": 1, "unpause": 1, "stop": 1, "remove": 1, "die": 2}
+    expected = {name: names.count(name) for name in least}
+    assert all(expected[name] == least[name] or name in {"pause", "unpause"} for name in least)
+    assert expected["pause"] >= 1
     events = exporter.events("docker")
-    assert {name: events[name] for name in ("create", "start", "pause", "unpause", "stop", "remove", "die")} == {
-        "create": 2,
-        "start": 2,
-        "pause": 1,
-        "unpause": 1,
-        "stop": 1,
-        "remove": 1,
-        "die": 2,
-    }
+    assert {name: events[name] for name in expected} == expected
 
 
 @DOCKER
