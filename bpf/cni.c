@@ -63,10 +63,13 @@ struct cni_run {
     u32 pad;
 };
 
+enum cni_said { CNI_SAID_COMMAND = 1, CNI_SAID_INTERFACE, CNI_SAID_CONTAINER };
+#define CNI_SAID_AT(which) (0x100b0c00 >> (which) * 8 & 0xff) /* characters up to the value */
+
 struct cni_scratch {
     struct cni_path path;
     u64 piece[CNI_PIECE / 8];
-    u64 command[2];
+    u64 said[4][9]; /* what libcni says, in the order of enum cni_said */
     struct cni_run run;
 };
 
@@ -122,12 +125,13 @@ INLINE void cni_count(const struct cni_run *run, u64 duration, u32 status) {
 /* `run` is a copy of an entry that this program alone has taken out of cni_running. */
 INLINE void cni_ended(const struct cni_run *run, u32 tgid, u32 status, u32 kind) {
     u64 duration = bpf_ktime_get_ns() - run->begun;
-    struct subject about = {.netns = run->netns, .class = CNI_RUN, .kind = kind, .who = WHO_IS_KNOWN, .pid = tgid};
+    struct subject about = {.class = CNI_RUN, .who = WHO_IS_KNOWN, .kind = kind, .pid = tgid};
     struct cni_event *event;
+    about.netns = run->netns;
     about.comm.words[0] = run->plugin.text[0];
     about.comm.words[1] = run->plugin.text[1] << 8 >> 8;
     cni_count(run, duration, status);
-    event = (void *)event_reserve_critical(&about, sizeof(*event));
+    event = event_reserve_critical(&about, sizeof(*event));
     if (!event)
         return;
     event->duration = duration;
@@ -160,7 +164,7 @@ INLINE int cni_taken(u32 tgid, u64 start, struct cni_run *copy) {
 }
 
 int cni_exit(unsigned long long *ctx) {
-    struct task_struct *task = (struct task_struct *)ctx[0];
+    struct task_struct *task = ARGUMENT(task_struct, ctx[0]);
     u32 tgid = task->tgid, slot = 1;
     struct cni_scratch *scratch;
     u64 *under_way = cni_under_way();
@@ -204,50 +208,52 @@ INLINE int cni_recognised(const char *path, struct cni_scratch *scratch) {
     if (!directory)
         return 0;
     __builtin_memset(&scratch->run, 0, sizeof(scratch->run));
-    scratch->command[0] = scratch->command[1] = 0;
+    __builtin_memset(&scratch->said, 0, sizeof(scratch->said));
     bpf_probe_read_kernel_str(name, sizeof(scratch->run.plugin), path + directory->length);
     return !(cni_slash(name[0]) | cni_slash(name[1]) | cni_slash(name[2]) | cni_slash(name[3]));
 }
 
-/* Looks at the start of one variable of the environment, which is in `piece`. What is found is written to memory that the
- * verifier does not follow, so that the paths through the loop are one for it. */
-INLINE void cni_variable(struct cni_scratch *scratch, u64 at) {
-    u64 first = scratch->piece[0], second = scratch->piece[1];
-    if ((u32)first != (u32)CNI_TEXT('C', 'N', 'I', '_', 0, 0, 0, 0))
-        return;
-    if (first == CNI_TEXT('C', 'N', 'I', '_', 'C', 'O', 'M', 'M') &&
-        (second & 0xffffffff) == CNI_TEXT('A', 'N', 'D', '=', 0, 0, 0, 0))
-        bpf_probe_read_user_str(scratch->command, sizeof(scratch->command), (void *)at + 12);
-    else if (first == CNI_TEXT('C', 'N', 'I', '_', 'I', 'F', 'N', 'A') &&
-             (second & 0xffffff) == CNI_TEXT('M', 'E', '=', 0, 0, 0, 0, 0))
-        bpf_probe_read_user_str(scratch->run.interface, sizeof(scratch->run.interface), (void *)at + 11);
-    else if (first == CNI_TEXT('C', 'N', 'I', '_', 'C', 'O', 'N', 'T') &&
-             second == CNI_TEXT('A', 'I', 'N', 'E', 'R', 'I', 'D', '='))
-        bpf_probe_read_user_str(scratch->run.container, sizeof(scratch->run.container), (void *)at + 16);
+/* 1 where it is not 0, by arithmetic: no branch, which the verifier would follow. */
+INLINE u64 cni_differs(u64 x) {
+    u64 negative = 0 - x;
+    asm volatile("" : "+r"(negative)); /* or the compiler makes it a branch */
+    x = (x | negative) >> 63;
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
-/* Walks over the variables by reading strings: a read of fixed size that crosses the end of the stack would fail whole. */
+/* Which of what libcni says the variable is whose start is in `piece`: its place in `said`; 0: none. */
+INLINE u64 cni_variable(const u64 *piece) {
+    u64 first = piece[0], second = piece[1];
+    u64 command = cni_differs((first ^ CNI_TEXT('C', 'N', 'I', '_', 'C', 'O', 'M', 'M')) |
+                              (u32)(second ^ CNI_TEXT('A', 'N', 'D', '=', 0, 0, 0, 0)));
+    u64 interface = cni_differs((first ^ CNI_TEXT('C', 'N', 'I', '_', 'I', 'F', 'N', 'A')) |
+                                ((second ^ CNI_TEXT('M', 'E', '=', 0, 0, 0, 0, 0)) & 0xffffff));
+    u64 container = cni_differs((first ^ CNI_TEXT('C', 'N', 'I', '_', 'C', 'O', 'N', 'T')) |
+                                (second ^ CNI_TEXT('A', 'I', 'N', 'E', 'R', 'I', 'D', '=')));
+    return (command ^ 1) * CNI_SAID_COMMAND + (interface ^ 1) * CNI_SAID_INTERFACE + (container ^ 1) * CNI_SAID_CONTAINER;
+}
+
+/* Walks over the variables by reading strings: a read of fixed size that crosses the end of the stack would fail whole. What is
+ * found is written to memory that the verifier does not follow, so that the paths through the loop are one for it. */
 INLINE void cni_environment(struct task_struct *task, struct cni_scratch *scratch) {
     u64 at = task->mm->env_start, end = task->mm->env_end;
-    int middle = 0; /* of a variable that is longer than a piece */
-    if (end - at > CNI_WINDOW) {
-        at = end - CNI_WINDOW;
-        middle = 1;
-    }
+    u64 middle = (CNI_WINDOW - (end - at)) >> 63; /* 1: in the midst of a variable, as after a piece of a longer one */
+    at += (end - at - CNI_WINDOW) * middle;
 #pragma clang loop unroll(disable)
     for (int i = 0; i < CNI_PIECES; i++) {
+        u64 which;
         long size;
         if (at >= end)
             break;
         size = bpf_probe_read_user_str(scratch->piece, CNI_PIECE, (void *)at);
         if (size < 0)
             break;
-        if (!size)
-            size = 1; /* an empty string: kernels do not agree whether its NUL counts */
-        if (!middle)
-            cni_variable(scratch, at);
-        middle = size == CNI_PIECE;
-        at += size - middle;
+        which = cni_variable(scratch->piece) * (middle ^ 1) & 3;
+        if (which)
+            bpf_probe_read_user_str(scratch->said[which], sizeof(scratch->said[which]), (void *)at + CNI_SAID_AT(which));
+        middle = (u64)size / CNI_PIECE; /* by arithmetic, which is one path for the verifier */
+        at += size - middle + ((u64)(size - 1) >> 63); /* an empty string: kernels do not agree whether its NUL counts */
     }
 }
 
@@ -268,10 +274,10 @@ INLINE u32 cni_command_number(const u64 *text) {
 }
 
 int cni_exec(unsigned long long *ctx) {
-    struct task_struct *task = (struct task_struct *)ctx[0];
+    struct task_struct *task = ARGUMENT(task_struct, ctx[0]);
     u32 tgid = task->tgid, slot = 0;
     u64 start, *under_way;
-    struct linux_binprm *bprm = (struct linux_binprm *)ctx[2];
+    struct linux_binprm *bprm = ARGUMENT(linux_binprm, ctx[2]);
     struct cni_scratch *scratch, *other;
     if (!cni_begins(bprm->filename))
         return 0;
@@ -281,7 +287,10 @@ int cni_exec(unsigned long long *ctx) {
         return 0;
     start = group_start(task);
     cni_environment(task, scratch);
-    scratch->run.command = cni_command_number(scratch->command);
+    scratch->run.command = cni_command_number(scratch->said[CNI_SAID_COMMAND]);
+    scratch->run.interface[0] = scratch->said[CNI_SAID_INTERFACE][0];
+    scratch->run.interface[1] = scratch->said[CNI_SAID_INTERFACE][1] << 8 >> 8; /* 15 characters */
+    __builtin_memcpy(scratch->run.container, scratch->said[CNI_SAID_CONTAINER], sizeof(scratch->run.container));
     scratch->run.begun = bpf_ktime_get_ns();
     scratch->run.start = start;
     netns_load(task->nsproxy->net_ns, &scratch->run.netns);

@@ -36,6 +36,10 @@ static u64 (*ring_query)(void *ring, u64 what) = (void *)BPF_FUNC_ringbuf_query;
 /* Counters of a per-CPU map are raised atomically: a program in an interrupt may run between load and store of another. */
 #define RAISE(counter, amount) __sync_fetch_and_add(&(counter), (amount))
 
+/* 0, of which the verifier knows nothing: where it is added to what differs from path to path, the verifier follows what comes
+ * after them once and not once for each. `argument` is one of a tracepoint's that is a number. */
+#define NOTHING(argument) (*(volatile u64 *)&(argument) - *(volatile u64 *)&(argument))
+
 /* What is written above is there before what is written below, for whoever interrupts. */
 #define BARRIER() asm volatile("" ::: "memory")
 
@@ -44,6 +48,12 @@ static u64 (*ring_query)(void *ring, u64 what) = (void *)BPF_FUNC_ringbuf_query;
 #ifdef BTF_ID_bpf_rdonly_cast
 #define HAVE_CAST
 static const void *(*cast)(const void *address, u32 id) = (void *)(KERNEL_FUNCTION + BTF_ID_bpf_rdonly_cast);
+
+/* What a typed tracepoint gives, as a pointer of which the verifier knows the type and no more. To load a pointer through one
+ * that it trusts it looks up by name, among all types of the kernel, which members inherit the trust: 0.2 ms each (6.2). */
+#define ARGUMENT(type, argument) ((struct type *)cast((void *)(argument), BTF_ID_##type))
+#else
+#define ARGUMENT(type, argument) ((struct type *)(argument))
 #endif
 
 /* The running task, whose members are followed directly (5.11). */
@@ -59,8 +69,10 @@ struct comm {
 INLINE void comm_of_current(struct comm *comm) {
 #ifdef HAVE_CURRENT
     const u64 *text = (const u64 *)current_task()->comm;
-    comm->words[0] = text[0];
-    comm->words[1] = text[1];
+    u64 first = text[0], second = text[1];
+    asm volatile("" : "+r"(first), "+r"(second)); /* read here, by an instruction that reads nothing but tasks */
+    comm->words[0] = first;
+    comm->words[1] = second;
 #else
     bpf_get_current_comm(comm, sizeof(*comm));
 #endif
@@ -156,7 +168,7 @@ INLINE struct net *netns_of_current(void) {
 
 INLINE void netns_load_current(struct netns_id *id) {
 #ifdef HAVE_CURRENT
-    netns_load(current_task()->nsproxy->net_ns, id);
+    netns_load(ARGUMENT(task_struct, current_task())->nsproxy->net_ns, id);
 #else
     struct net *net = netns_of_current();
     if (net)

@@ -104,32 +104,26 @@ INLINE struct net *netns_of_packet(struct sk_buff *skb, struct netns_id *id, str
     return netns_load_checked(net, id) ? net : 0;
 }
 
-INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
+INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason, u64 nothing) {
     struct count_key key = {.counter = COUNT_DROPS, .what = reason};
     struct subject about = {.class = PACKET_DROP, .who = WHO_IS_NOBODY};
-    struct flow flow = {};
     struct net_device *device = 0;
     struct net *net = netns_of_packet(skb, &about.netns, &device);
     struct drop_event *event;
-    struct pass pass;
-    u64 filters;
     u16 protocol = bpf_ntohs(skb->protocol);
+    u64 on_device;
     if (!device && !protocol) /* a message of a Unix or netlink socket, no packet */
         return 0;
     key.netns = about.netns;
     if (count(&key) && net)
         netns_note(net, &key.netns);
-    filters = filters_in_use(PACKET_DROP);
-    if (filters & FILTER_FLOW)
-        flow_of_packet(skb, protocol, &flow);
-    if (!event_passes(&about, &flow, filters, &pass))
-        return 0;
-    if (!(filters & FILTER_FLOW))
-        flow_of_packet(skb, protocol, &flow);
-    event = (void *)event_reserve(&about, &pass, flow.source, sizeof(*event));
+    on_device = !!device + nothing;
+    flow_of_packet(skb, protocol, &about.flow);
+    event = event_reserve(&about, sizeof(*event));
     if (!event)
         return 0;
-    event->flow = flow;
+    device = on_device ? skb->dev : 0;
+    event->flow = about.flow;
     event->location = location;
     event->reason = reason;
     event->protocol = protocol;
@@ -137,7 +131,7 @@ INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason) {
     event->ifindex = device ? device->ifindex : 0;
     event->device[0] = device ? ((u64 *)device->name)[0] : 0;
     event->device[1] = device ? ((u64 *)device->name)[1] : 0;
-    event_submit(event, &pass);
+    event_submit(event, &about);
     return 0;
 }
 
@@ -145,9 +139,9 @@ int drops_with_reason(unsigned long long *ctx) {
     u32 reason = ctx[2];
     if (reason == REASON_NOT_DROPPED || reason == REASON_CONSUMED)
         return 0;
-    return dropped((struct sk_buff *)ctx[0], ctx[1], reason);
+    return dropped(ARGUMENT(sk_buff, ctx[0]), ctx[1], reason, NOTHING(ctx[1]));
 }
 
 int drops_without_reason(unsigned long long *ctx) {
-    return dropped((struct sk_buff *)ctx[0], ctx[1], REASON_NOT_SPECIFIED);
+    return dropped(ARGUMENT(sk_buff, ctx[0]), ctx[1], REASON_NOT_SPECIFIED, NOTHING(ctx[1]));
 }

@@ -20,7 +20,7 @@ enum lifecycle_kind { KIND_CREATED = 1, KIND_DESTROYED, KIND_DELETED, KIND_MOVED
 #define NEW_NETNS 0x40000000 /* CLONE_NEWNET, include/uapi/linux/sched.h */
 #define KERNEL_THREAD 0x00200000 /* PF_KTHREAD, include/linux/sched.h */
 #define CAPABLE_OF_ALL 21 /* CAP_SYS_ADMIN, include/uapi/linux/capability.h */
-#define WALK_STEPS 64
+#define WALK_STEPS 32
 
 /* A namespace that lives. Before Linux 5.12 it gets its cookie late or never, so there it is entered with cookie 0. */
 struct netns_alive {
@@ -63,7 +63,7 @@ INLINE void lifecycle_count(u32 what) {
 INLINE void netns_tell(const struct netns_id *id, u32 kind, u64 lifetime, u32 who) {
     struct subject about = {.netns = *id, .class = NETNS, .kind = kind, .who = who};
     struct netns_event *event;
-    event = (void *)event_reserve_critical(&about, sizeof(*event));
+    event = event_reserve_critical(&about, sizeof(*event));
     if (!event)
         return;
     event->lifetime = lifetime;
@@ -178,7 +178,7 @@ INLINE int netns_all_known(void) {
 
 /* The running process is in a namespace: is it a new one? */
 INLINE void netns_met(void) {
-    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct task_struct *task = ARGUMENT(task_struct, bpf_get_current_task_btf());
     struct net *net = task->nsproxy->net_ns;
     struct netns_id id;
     if (!net)
@@ -337,7 +337,7 @@ INLINE void veth_happened(struct net_device *device, struct net *from, struct ne
     if (about.netns.inum == HOST_NETNS)
         lifecycle_count(into ? VETH_MOVED : kind == KIND_CREATED ? VETH_CREATED : VETH_DELETED);
     about.kind = kind;
-    event = (void *)event_reserve_critical(&about, sizeof(*event));
+    event = event_reserve_critical(&about, sizeof(*event));
     if (!event)
         return;
     READ(ifindex, device->ifindex);

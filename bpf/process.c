@@ -33,22 +33,19 @@ INLINE int process_contained(struct task_struct *task, struct netns_id *netns) {
 }
 
 int process_exec(unsigned long long *ctx) {
-    struct task_struct *task = (struct task_struct *)ctx[0];
-    struct linux_binprm *bprm = (struct linux_binprm *)ctx[2];
+    struct task_struct *task = ARGUMENT(task_struct, ctx[0]);
+    struct linux_binprm *bprm = ARGUMENT(linux_binprm, ctx[2]);
     struct subject about = {.class = EXEC, .kind = PROCESS_STARTED};
     u32 tgid = task->tgid, class = EXEC;
     u32 *ratio = map_lookup(MAP(ratios), &class);
     struct process_event *event;
-    struct pass pass;
     if (!ratio || !process_contained(task, &about.netns))
         return 0;
     if (*ratio) {
         struct process_start since = {.begun = bpf_ktime_get_ns(), .start = group_start(task), .netns = about.netns};
         map_update(MAP(process_started), &tgid, &since, 0);
     }
-    if (!event_passes(&about, 0, filters_in_use(EXEC), &pass))
-        return 0;
-    event = (void *)event_reserve(&about, &pass, 0, sizeof(*event));
+    event = event_reserve(&about, sizeof(*event));
     if (!event)
         return 0;
     event->duration = 0;
@@ -56,17 +53,16 @@ int process_exec(unsigned long long *ctx) {
     event->parent = task->real_parent->tgid;
     __builtin_memset(event->file, 0, sizeof(event->file));
     bpf_probe_read_kernel_str(event->file, sizeof(event->file), bprm->filename);
-    event_submit(event, &pass);
+    event_submit(event, &about);
     return 0;
 }
 
 int process_exit(unsigned long long *ctx) {
-    struct task_struct *task = (struct task_struct *)ctx[0];
+    struct task_struct *task = ARGUMENT(task_struct, ctx[0]);
     struct subject about = {.class = EXEC, .kind = PROCESS_ENDED};
     u32 tgid = task->tgid;
     struct process_start *since;
     struct process_event *event;
-    struct pass pass;
     u64 duration, start;
     if (!group_is_dead(task) || !process_contained(task, &about.netns))
         return 0;
@@ -78,15 +74,13 @@ int process_exit(unsigned long long *ctx) {
     about.netns = since->netns;
     if (map_delete(MAP(process_started), &tgid) || start != group_start(task))
         return 0;
-    if (!event_passes(&about, 0, filters_in_use(EXEC), &pass))
-        return 0;
-    event = (void *)event_reserve(&about, &pass, 0, sizeof(*event));
+    event = event_reserve(&about, sizeof(*event));
     if (!event)
         return 0;
     event->duration = duration;
     event->status = group_status(task);
     event->parent = task->real_parent->tgid;
     __builtin_memset(event->file, 0, sizeof(event->file));
-    event_submit(event, &pass);
+    event_submit(event, &about);
     return 0;
 }

@@ -4,25 +4,28 @@
  * the way of a counter that has no place yet.
  * Cost: a hash for each kind of rule and key that has to do with the event; of a flood, for one event in sixteen.
  */
-#include "common.h"
+#include "rules.h"
 
 /* ---- what the rules say ---- */
 
-/* The smallest of each sort that was met; UNSAID or more where there was none. */
+/* What was met so far: the smallest of each sort, UNSAID or more where there was none; and the rule at hand. */
 #define UNSAID (2 * WHOLE)
 struct terms {
+    struct verdict *verdict;
+    struct rule *rule;
     u64 thins;
     u64 instead;
     u64 learned;
     u64 last; /* of verdict->met */
 };
 
-INLINE void apply(void *map, const void *key, struct verdict *verdict, struct terms *terms) {
-    struct rule *rule = map_lookup(map, key);
+int rules_weigh(struct terms *terms) {
+    struct verdict *verdict = terms->verdict;
+    struct rule *rule = terms->rule;
     u32 class = CLASS_OF(verdict->like), place = verdict->rules;
     u64 chance, learned, met;
-    if (!rule || !((rule->thins | rule->instead | rule->learned) >> class & 1))
-        return;
+    if (!((rule->thins | rule->instead | rule->learned) >> class & 1))
+        return 0;
     chance = chance_of(rule->ratios[class]);
     learned = rule->learned >> class & 1;
     terms->thins = smaller(terms->thins, chance + (~rule->thins >> class & 1) * UNSAID);
@@ -30,57 +33,73 @@ INLINE void apply(void *map, const void *key, struct verdict *verdict, struct te
     terms->learned = smaller(terms->learned, chance + (learned ^ 1) * UNSAID);
     met = rule->slot << 1 | learned;
     if (terms->last == met || place >= RULES_MET) /* by the other side of a flow */
-        return;
+        return 0;
     terms->last = met;
     verdict->met[place] = met;
     verdict->rules = place + 1;
     verdict->configured += learned ^ 1;
+    return 0;
+}
+static long (*weigh)(struct terms *terms) = (void *)CALL_rules_weigh;
+
+INLINE void apply(void *map, const void *key, struct terms *terms) {
+    terms->rule = map_lookup(map, key);
+    if (terms->rule)
+        weigh(terms);
 }
 
-INLINE void apply_to_flow(struct verdict *verdict, struct terms *terms) {
+INLINE void apply_to_flow(struct terms *terms) {
+    struct verdict *verdict = terms->verdict;
     u32 asked = ASKED_OF(verdict->like);
 #pragma clang loop unroll(disable)
     for (u32 side = 0; asked & FILTER_PREFIX && side < 2; side++) {
         struct prefix prefix = {.length = 128};
         __builtin_memcpy(prefix.address, side ? &verdict->like[LIKE_DESTINATION] : &verdict->like[LIKE_SOURCE], 16);
-        apply(MAP(filter_prefix), &prefix, verdict, terms);
+        apply(MAP(filter_prefix), &prefix, terms);
     }
 #pragma clang loop unroll(disable)
     for (u32 side = 0; asked & FILTER_PORT && side < 2; side++) {
         u32 port = verdict->like[LIKE_PORTS] >> side * 16 & 0xffff;
-        apply(MAP(filter_port), &port, verdict, terms);
+        apply(MAP(filter_port), &port, terms);
     }
 }
 
-INLINE void apply_rules(struct verdict *verdict, struct terms *terms) {
+INLINE void apply_rules(struct terms *terms) {
+    struct verdict *verdict = terms->verdict;
     u32 asked = ASKED_OF(verdict->like), pid = verdict->like[LIKE_WHO], call = verdict->like[LIKE_WHO] >> 32;
     if (asked & FILTER_PID)
-        apply(MAP(filter_pid), &pid, verdict, terms);
+        apply(MAP(filter_pid), &pid, terms);
     if (asked & FILTER_COMM)
-        apply(MAP(filter_comm), &verdict->like[LIKE_COMM], verdict, terms);
+        apply(MAP(filter_comm), &verdict->like[LIKE_COMM], terms);
     if (asked & FILTER_SYSCALL)
-        apply(MAP(filter_syscall), &call, verdict, terms);
+        apply(MAP(filter_syscall), &call, terms);
     if (asked & FILTER_NETNS) {
         struct netns_id netns = NETNS_OF(verdict->like);
-        apply(MAP(filter_netns), &netns, verdict, terms);
+        apply(MAP(filter_netns), &netns, terms);
     }
     if (asked & FILTER_CGROUP)
-        apply(MAP(filter_cgroup), &verdict->like[LIKE_CGROUP], verdict, terms);
-    apply_to_flow(verdict, terms);
+        apply(MAP(filter_cgroup), &verdict->like[LIKE_CGROUP], terms);
+    apply_to_flow(terms);
 }
 
-int rules_decide(struct verdict *verdict) {
-    u64 chance = verdict->chance, nothing = verdict->busy >> 7; /* 0, but the verifier does not know */
-    struct terms terms = {UNSAID + nothing, UNSAID + nothing, UNSAID + nothing, UNSAID + nothing};
+int rules_decide(struct subject *about) {
+    u32 slot = about->slot;
+    struct verdict *verdict = map_lookup(MAP(verdicts), &slot);
+    struct terms terms = {verdict};
+    u64 chance = about->chance;
+    if (!verdict)
+        return 0;
+    terms.thins = terms.instead = terms.learned = terms.last = UNSAID + (verdict->busy >> 7); /* which the verifier cannot know */
     verdict->rules = verdict->configured = 0;
-    apply_rules(verdict, &terms);
+    apply_rules(&terms);
     verdict->filtered = !terms.thins || !terms.instead;
     if (terms.instead <= WHOLE)
         chance = terms.instead;
     else if (terms.thins > WHOLE)
         chance = smaller(chance, terms.learned);
     verdict->chance = (chance >> 1) * smaller(terms.thins, WHOLE) >> 31; /* WHOLE times WHOLE has no room in 64 bits */
-    return 0;
+    verdict->pending = !verdict->filtered;
+    return judged(about, verdict);
 }
 
 /* ---- whose events they are ---- */
@@ -210,22 +229,21 @@ INLINE u64 nth_of_second(u64 *counted, u64 now) {
     return (u32)nth + 1;
 }
 
-int rules_quota(struct quota *asked) {
-    struct count_key key = {.netns = asked->netns, .counter = COUNT_QUOTAS};
+int rules_quota(const struct subject *about) {
+    struct count_key key = {.netns = about->netns, .counter = COUNT_QUOTAS};
     struct count *at = count_place(&key);
     struct key_load *load;
     u32 slot = QUOTA;
     u64 *quota = map_lookup(MAP(constants), &slot), nth;
     if (!quota || !*quota)
         return 0;
-    asked->now = bpf_ktime_get_ns();
     if (at) {
-        nth = nth_of_second(&at->count, asked->now);
+        nth = nth_of_second(&at->count, bpf_ktime_get_ns());
     } else {
-        load = LOAD_OF(netns, &key.netns, asked->class, 0);
+        load = LOAD_OF(netns, &key.netns, about->class, 0);
         if (!load)
             return 0;
-        nth = nth_of_second(&load->second, asked->now);
+        nth = nth_of_second(&load->second, bpf_ktime_get_ns());
     }
     return (nth >= *quota) + (nth >= *quota * 2) + (nth >= *quota * 4) + (nth >= *quota * 8) + (nth >= *quota * 16) +
            (nth >= *quota * 32);

@@ -21,7 +21,6 @@ int syscall_enter(unsigned long long *ctx) {
     u32 *named = map_lookup(MAP(syscalls), &number);
     u64 *exporter;
     struct syscall_event *event;
-    struct pass pass;
     if (!named || !*named)
         return 0;
     exporter = map_lookup(MAP(constants), &zero);
@@ -29,12 +28,10 @@ int syscall_enter(unsigned long long *ctx) {
         return 0;
     netns_load_current(&about.netns);
     about.syscall = number;
-    if (!event_passes(&about, 0, filters_in_use(SYSCALL), &pass))
-        return 0;
-    event = (void *)event_reserve(&about, &pass, 0, sizeof(*event));
+    event = event_reserve(&about, sizeof(*event));
     if (!event)
         return 0;
     event->number = number;
-    event_submit(event, &pass);
+    event_submit(event, &about);
     return 0;
 }

@@ -8,7 +8,7 @@
  */
 #include "common.h"
 
-enum tcp_count { OPENED_OUT, OPENED_IN, FAILED_OUT, FAILED_IN, RETRANSMITTED, RESET_SENT };
+enum tcp_count { OPENED_OUT, OPENED_IN, FAILED_OUT, FAILED_IN, RETRANSMITTED, RESET_SENT }; /* IN follows OUT */
 enum tcp_state { ESTABLISHED = 1, SYN_SENT = 2, SYN_RECV = 3, CLOSED = 7 };
 enum tcp_kind { KIND_OPENED = 1, KIND_FAILED, KIND_RETRANSMITTED, KIND_RESET_SENT, KIND_CLOSED };
 enum tcp_direction { INCOMING, OUTGOING };
@@ -113,21 +113,20 @@ struct tcp_change {
     u64 since; /* when what ends here began; 0: not known */
 };
 
-INLINE void tell(const struct sock *sk, const struct tcp_change *change) {
-    struct flow flow = {};
-    u64 filters = filters_in_use(change->about.class);
+INLINE void tell(const struct sock *sk, struct tcp_change *change, u64 nothing) {
     struct tcp_event *event;
-    struct pass pass;
-    if (filters & FILTER_FLOW && sk)
-        flow_of_socket(sk, &flow);
-    if (!event_passes(&change->about, &flow, filters, &pass))
-        return;
-    if (!(filters & FILTER_FLOW) && sk)
-        flow_of_socket(sk, &flow);
-    event = (void *)event_reserve(&change->about, &pass, flow.destination, sizeof(*event));
+    if (sk)
+        flow_of_socket(sk, &change->about.flow);
+    change->about.class += nothing;
+    change->about.kind += nothing;
+    change->about.pid += nothing;
+    change->about.comm.words[0] += nothing;
+    change->about.comm.words[1] += nothing;
+    change->direction += nothing;
+    event = event_reserve(&change->about, sizeof(*event));
     if (!event)
         return;
-    event->flow = flow;
+    event->flow = change->about.flow;
     event->duration = change->since ? event->head.time - change->since : 0;
     event->sent = 0;
     event->received = 0;
@@ -140,7 +139,7 @@ INLINE void tell(const struct sock *sk, const struct tcp_change *change) {
         READ(event->received, tp->bytes_received);
     }
 #endif
-    event_submit(event, &pass);
+    event_submit(event, &change->about);
 }
 
 /* Whether records of a class are wanted at all. */
@@ -194,12 +193,10 @@ INLINE int answered(u64 key, struct tcp_change *change) {
     return 1;
 }
 
-INLINE void opened(u64 key, struct net *net, struct tcp_change *change) {
-    const struct netns_id *id = &change->about.netns;
+INLINE void opened(u64 key, struct tcp_change *change) {
     u64 now = bpf_ktime_get_ns();
-    count_tcp(net, id, change->direction == OUTGOING ? OPENED_OUT : OPENED_IN);
     if (change->direction == OUTGOING)
-        observe_connect(id, change->since ? now - change->since : 0);
+        observe_connect(&change->about.netns, change->since ? now - change->since : 0);
     if (wanted(CONNECTION_CLOSE)) {
         struct tcp_opened since = {.time = now, .direction = change->direction};
         struct tcp_opened *entry = map_lookup(MAP(tcp_open), &key);
@@ -210,12 +207,6 @@ INLINE void opened(u64 key, struct net *net, struct tcp_change *change) {
     }
     change->about.class = CONNECTION;
     change->about.kind = KIND_OPENED;
-}
-
-INLINE void failed(struct net *net, struct tcp_change *change) {
-    count_tcp(net, &change->about.netns, change->direction == OUTGOING ? FAILED_OUT : FAILED_IN);
-    change->about.class = TCP_FAULT;
-    change->about.kind = KIND_FAILED;
 }
 
 /* 0: nobody wanted to know when it was opened. */
@@ -232,7 +223,7 @@ INLINE int closed(u64 key, struct tcp_change *change) {
 }
 
 int tcp_state(unsigned long long *ctx) {
-    const struct sock *sk = (const struct sock *)ctx[0];
+    const struct sock *sk = ARGUMENT(sock, ctx[0]);
     u32 before = ctx[1], after = ctx[2];
     u64 key = (u64)sk;
     struct tcp_change change = {.about = {.who = WHO_IS_NOBODY}, .state = before, .direction = INCOMING};
@@ -249,21 +240,22 @@ int tcp_state(unsigned long long *ctx) {
         if (answered(key, &change) || before == SYN_SENT)
             change.direction = OUTGOING;
         net = netns_of_socket(sk, &change.about.netns);
+        change.about.class = TCP_FAULT;
+        change.about.kind = KIND_FAILED;
         if (after == ESTABLISHED)
-            opened(key, net, &change);
-        else
-            failed(net, &change);
+            opened(key, &change);
+        count_tcp(net, &change.about.netns, (after == ESTABLISHED ? OPENED_OUT : FAILED_OUT) + (change.direction == INCOMING));
     } else {
         if (after != CLOSED || !closed(key, &change))
             return 0;
         netns_of_socket(sk, &change.about.netns);
     }
-    tell(sk, &change);
+    tell(sk, &change, NOTHING(ctx[1]));
     return 0;
 }
 
 int tcp_retransmit(unsigned long long *ctx) {
-    const struct sock *sk = (const struct sock *)ctx[0];
+    const struct sock *sk = ARGUMENT(sock, ctx[0]);
     struct tcp_change change = {.direction = OUTGOING};
     struct net *net;
     if (!sk)
@@ -273,14 +265,14 @@ int tcp_retransmit(unsigned long long *ctx) {
     change.about.who = WHO_IS_NOBODY;
     net = netns_of_socket(sk, &change.about.netns);
     count_tcp(net, &change.about.netns, RETRANSMITTED);
-    tell(sk, &change);
+    tell(sk, &change, 0);
     return 0;
 }
 
 /* A reset that answers a packet for which there is no socket has the packet alone: it stands on a device. */
 int tcp_reset(unsigned long long *ctx) {
-    const struct sock *sk = (const struct sock *)ctx[0];
-    struct sk_buff *skb = (struct sk_buff *)ctx[1];
+    const struct sock *sk = ARGUMENT(sock, ctx[0]);
+    struct sk_buff *skb = ARGUMENT(sk_buff, ctx[1]);
     struct tcp_change change = {.direction = OUTGOING};
     struct net *net = 0;
     change.about.class = TCP_FAULT;
@@ -294,6 +286,6 @@ int tcp_reset(unsigned long long *ctx) {
             net = device->nd_net.net;
     }
     count_tcp(net, &change.about.netns, RESET_SENT);
-    tell(sk, &change);
+    tell(sk, &change, 0);
     return 0;
 }

@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from exporter.load.admission import KeptEvent
-from exporter.load.filters import Attributes
+if TYPE_CHECKING:  # who only says what it is, as the loader, need not have it all in memory
+    from exporter.load.admission import KeptEvent
+    from exporter.load.filters import Attributes
 
 Key = tuple[str, ...]
 """Hidden join key (if the family has one) followed by the family's own labels, in the order of the catalogue."""
@@ -66,14 +67,14 @@ class EventSink(Protocol):
         In the thread of whoever changed it; the callback must not block. The answer ends that.
         """
 
-    def should_sample(self, event_type: str, attributes: Attributes) -> float:
+    def should_sample(self, event_type: str, attributes: "Attributes") -> float:
         """Decide on an event that no program in the kernel has decided on: its weight, or 0 where it is not kept.
 
         It is counted as seen, whether anybody watches or not; what is kept is then passed on by `record_event`. Raises
         ValueError for a class that `load.admission` does not know.
         """
 
-    def record_event(self, event: KeptEvent) -> None:
+    def record_event(self, event: "KeptEvent") -> None:
         """Pass an event on. Raises ValueError for a class that `load.admission` does not know."""
 
 

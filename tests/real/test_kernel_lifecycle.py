@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ from recorder import Recorder
 from exporter.catalog import NETNS_LIFETIME
 from exporter.host.netlink import Route, Subscription
 from exporter.monitors import kernel
+from exporter.monitors.kernel import loader
 from exporter.monitors.kernel.events import Details, Event
 from exporter.monitors.kernel.programs import LIFECYCLE
 from exporter.monitors.kernel.reader import Reader
+from exporter.monitors.kernel.shapes import Program
 from exporter.monitors.kernel.source import KernelSource
 from exporter.monitors.links.devices import Devices
 
@@ -29,18 +32,6 @@ pytestmark = pytest.mark.real("root", "ip", "unshare")
 COUNTERS = ("created", "destroyed")
 VETH = ("created", "deleted", "moved")
 _RUNGS = max(len(probe.rungs) for probe in LIFECYCLE.probes)
-
-LOADER = """
-import sys
-from dataclasses import replace
-from exporter.monitors.kernel import loader
-number = int(sys.argv[2])
-kept = [p for p in loader.PROGRAMS if p.name == "lifecycle"]
-only = lambda one: replace(one, rungs=one.rungs[number:number + 1])
-probes = lambda p: tuple(only(one) for one in p.probes if only(one).rungs)
-loader.PROGRAMS = tuple(replace(p, probes=probes(p)) for p in kept)
-loader.main(int(sys.argv[1]))
-"""
 
 # Five processes with namespaces of their own by clone (3) and clone3 (2), one that has none, two calls that fail.
 CLONES = """
@@ -133,14 +124,19 @@ def _stands_on(programs: kernel.Programs, number: int) -> bool:
     return any((one.program, one.hook, one.attached) == ("netns", hooks, True) for one in programs.standings)
 
 
+def _of_rung(number: int) -> Program:
+    """Give the program with that rung of each ladder alone."""
+    only = [replace(probe, rungs=probe.rungs[number : number + 1]) for probe in LIFECYCLE.probes]
+    return replace(LIFECYCLE, probes=tuple(probe for probe in only if probe.rungs))
+
+
 @pytest.fixture(scope="module", params=range(_RUNGS), ids=lambda number: f"rung{number}")
 def rung(request: pytest.FixtureRequest, programs: kernel.Programs) -> Iterator[kernel.Programs]:
     if _stands_on(programs, request.param):
         yield programs
         return
     with pytest.MonkeyPatch.context() as patch:
-        command = [sys.executable, "-P", "-c", LOADER]
-        patch.setattr(kernel, "_command", lambda descriptor, *_: [*command, str(descriptor), str(request.param)])
+        patch.setattr(loader, "PROGRAMS", (_of_rung(request.param),))
         found = kernel.load(kernel.Settings(programs=("lifecycle",), timeout=300))
     try:
         yield found

@@ -1,16 +1,17 @@
 """The loader's ladder on the running kernel: it compiles what this kernel takes, and goes on where that is refused."""
 
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from recorder import Recorder
 
+from exporter.contract import Unsupported
 from exporter.host.btf import Btf
 from exporter.monitors import kernel
-from exporter.monitors.kernel import attach, compiler, programs
+from exporter.monitors.kernel import attach, compiler, ladder, loader, programs, shapes
 from exporter.monitors.kernel.source import KernelSource
 
 pytestmark = [pytest.mark.real("root"), pytest.mark.host]
@@ -31,14 +32,15 @@ def test_casts_are_tried_before_they_are_relied_on(
 
 def test_only_the_functions_that_are_attached_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each program those of the rungs that this kernel takes, in one go."""
-    script = (
-        "import json, sys\nfrom pathlib import Path\nfrom exporter.monitors.kernel import compiler, loader\n"
-        "rounds = []\nadd = compiler.Module.add\n"
-        "def noted(self, functions, asked):\n    add(self, functions, asked)\n    rounds.append(sorted(functions))\n"
-        f"    Path({str(tmp_path / 'rounds')!r}).write_text(json.dumps(rounds))\n"
-        "compiler.Module.add = noted\nloader.main(int(sys.argv[1]))\n"
-    )
-    monkeypatch.setattr(kernel, "_command", lambda number: [sys.executable, "-c", script, str(number)])
+    rounds: list[list[str]] = []
+
+    class Noted(compiler.Module):
+        def add(self, functions: Mapping[str, bytes], asked: Iterable[str]) -> None:
+            super().add(functions, asked)
+            rounds.append(sorted(functions))
+            (tmp_path / "rounds").write_text(json.dumps(rounds))
+
+    monkeypatch.setattr(loader, "Module", Noted)
     found = kernel.load(kernel.Settings())
     try:
         rungs = {
@@ -56,23 +58,16 @@ def test_only_the_functions_that_are_attached_are_compiled(tmp_path: Path, monke
         found.close()
 
 
-REFUSING = """
-import sys
-from exporter.contract import Unsupported
-from exporter.monitors.kernel import attach, loader
-attach_at = attach.attach
-def refuse(hook, code, types):
-    if hook.function in ("netns_capable", "netns_copied", "netns_loopback_probed", "drops_with_reason"):
+def _refuse(hook: shapes.Hook, code: bytes, types: Btf) -> attach.Attached:
+    """Stand for attach.attach on a kernel that refuses some."""
+    if hook.function in {"netns_capable", "netns_copied", "netns_loopback_probed", "drops_with_reason"}:
         raise Unsupported(f"{hook.function} is refused here", "wait")
-    return attach_at(hook, code, types)
-attach.attach = refuse
-loader.main(int(sys.argv[1]))
-"""
+    return attach.attach(hook, code, types)
 
 
 def test_a_rung_that_is_refused_when_it_is_attached_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the verifier takes may still be refused: the next rung is compiled then, and counts."""
-    monkeypatch.setattr(kernel, "_command", lambda number: [sys.executable, "-c", REFUSING, str(number)])
+    monkeypatch.setattr(ladder, "attach", SimpleNamespace(attach=_refuse, try_out=attach.try_out))
     found = kernel.load(kernel.Settings(programs=("drops", "lifecycle")))
     try:
         standings = {standing.program: standing for standing in found.standings}

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import pytest
 from running import Running
 
 from exporter.monitors import kernel
-from exporter.monitors.kernel import programs
+from exporter.monitors.kernel import loader, programs
 
 pytestmark = pytest.mark.real("root", "ip", "bpftool")
 ROOT = Path(__file__).parents[2]
@@ -92,11 +93,7 @@ def test_nothing_outlives_an_exporter_that_is_killed_while_loading(moment: int, 
 def test_a_loader_that_is_killed_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL of the loader alone, in the midst of the compiler: the exporter goes on, with a reason, and tidies up."""
     monkeypatch.setattr(kernel, "_MEMORY", str(tmp_path))
-    script = (
-        "import os, signal, sys\nfrom exporter.monitors.kernel import loader\n"
-        "loader.Loader._compile = lambda _: os.kill(os.getpid(), signal.SIGKILL)\nloader.main(int(sys.argv[1]))"
-    )
-    monkeypatch.setattr(kernel, "_command", lambda number: [sys.executable, "-c", script, str(number)])
+    monkeypatch.setattr(loader.Loader, "_compile", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     found = kernel.load(kernel.Settings())
     assert "loader failed" in found.standings[0].reason
     assert not list(tmp_path.iterdir())

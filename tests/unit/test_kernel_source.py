@@ -1,11 +1,13 @@
 """The reading half of the kernel monitor without a kernel: layouts, names, sums, bounds and bad input."""
 
+import contextlib
 import ctypes
 import os
 import re
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +28,8 @@ from exporter.monitors.kernel.drops import Drops
 from exporter.monitors.kernel.reader import Tables
 from exporter.monitors.kernel.tcp import Tcp
 
-EVENTS = (Path(__file__).parents[2] / "bpf/rules.h").read_text(encoding="utf-8")
+BPF = Path(__file__).parents[2] / "bpf"
+EVENTS = "".join((BPF / name).read_text(encoding="utf-8") for name in ("events.h", "rules.h"))
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in (Path(__file__).parents[2] / "bpf").glob("*.c")}
 NETNS = struct.pack("=QIxxxx", 41, 4026532001)
 KEY = "4026532001:41"
@@ -335,7 +338,7 @@ def test_a_loader_that_never_answers_is_ended(monkeypatch: pytest.MonkeyPatch) -
     """A hung loader costs its time-out and leaves no process."""
     monkeypatch.setattr(kernel.btf, "available", lambda: "")
     monkeypatch.setattr(kernel, "_GRACE", 0.1)
-    monkeypatch.setattr(kernel, "_command", lambda _: ["sleep", "60"])
+    monkeypatch.setattr(kernel, "_serve", lambda _: time.sleep(60))
     found = kernel.load(kernel.Settings(timeout=0.2))
     assert "longer than 0.2 s" in found.standings[0].reason
 
@@ -343,16 +346,49 @@ def test_a_loader_that_never_answers_is_ended(monkeypatch: pytest.MonkeyPatch) -
 def test_a_loader_that_dies_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loader that ends at once is told from one that has nothing to offer."""
     monkeypatch.setattr(kernel.btf, "available", lambda: "")
-    monkeypatch.setattr(kernel, "_command", lambda _: ["true"])
+    monkeypatch.setattr(kernel, "_serve", lambda _: None)
     assert "loader failed" in kernel.load(kernel.Settings()).standings[0].reason
 
 
 def test_a_machine_without_bcc_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No bcc is an answer that names the package."""
     monkeypatch.setitem(sys.modules, "bcc", None)
+    job = compiler.Job(tmp_path)
+    job.begin("", [])
     with pytest.raises(Unsupported) as caught:
-        compiler.Job("", [], tmp_path).wait()
+        job.wait()
     assert "python3-bpfcc" in caught.value.remedy
+
+
+def test_compilers_that_have_nothing_to_do_are_ended(tmp_path: Path) -> None:
+    """In any order, and the first does not wait for the second, which was born with a copy of its other end."""
+    jobs = [compiler.Job(tmp_path) for _ in range(2)]
+    for job in jobs:
+        job.end()
+        with pytest.raises(ChildProcessError):
+            os.waitpid(job._child, os.WNOHANG)
+
+
+def test_a_compiler_holds_nothing_of_its_parents(tmp_path: Path) -> None:
+    """Of its parent's descriptors it has standard output and error, and its own socket."""
+
+    def held() -> dict[str, str]:
+        found = {}
+        for one in Path(f"/proc/{job._child}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it reads its modules
+                found[one.name] = str(one.readlink())
+        return found
+
+    with (tmp_path / "secret").open("w") as secret, socket.socket():
+        job = compiler.Job(tmp_path)
+        deadline = time.monotonic() + 5
+        while secret.name in held().values() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        found = held()
+        job.end()
+    assert secret.name not in found.values()
+    assert found["0"] == os.devnull
+    assert sum(target.startswith("socket:") for number, target in found.items() if int(number) > 2) == 1
 
 
 # Rules

@@ -6,28 +6,37 @@ Flows in: settings, and descriptors from a child that loads the programs and end
 
 import contextlib
 import json
+import logging
 import os
 import shutil
+import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter.contract import Monitor, Source
 from exporter.host import btf
-from exporter.monitors.kernel.consumer import Tally
-from exporter.monitors.kernel.handover import PREFIX, Manifest, Standing, receive
+from exporter.monitors.kernel.handover import PREFIX, Manifest, Standing, keep_only, receive
 from exporter.monitors.kernel.programs import PROGRAMS
 from exporter.monitors.kernel.shapes import Settings
 
+if TYPE_CHECKING:
+    from exporter.monitors.kernel.consumer import Tally
+
 __all__ = ["Programs", "Settings", "Standing", "load", "monitor"]
 
-_ROOT = Path(__file__).parents[3]
 _MEMORY = "/dev/shm"  # noqa: S108 - a private directory is made in it
 _GRACE = 2.0  # seconds that the loader gets to exit by itself
+
+
+def _tally() -> "Tally":
+    from exporter.monitors.kernel.consumer import Tally  # noqa: PLC0415 - the loader, which starts here, has none
+
+    return Tally()
 
 
 @dataclass(slots=True)
@@ -37,7 +46,7 @@ class Programs:
     manifest: Manifest
     started: float = 0.0
     """Seconds from the call of `load` until everything was attached."""
-    tally: Tally = field(default_factory=Tally)
+    tally: "Tally" = field(default_factory=_tally)
     """What became of the events so far."""
     closed: bool = False
 
@@ -92,36 +101,53 @@ def _ask(settings: Settings) -> Manifest:
     place = _MEMORY if os.access(_MEMORY, os.W_OK) else tempfile.gettempdir()
     order = json.dumps({"settings": asdict(settings), "place": place, "asked": time.monotonic()}).encode()
     ours, theirs = socket.socketpair()
-    with theirs:
-        child = _start(theirs)
-    try:
-        with ours:
+    with ours:
+        with theirs:
+            child = _start(theirs)
+        try:
             ours.settimeout(settings.timeout)
             ours.sendall(len(order).to_bytes(4, sys.byteorder) + order)
             return receive(ours)
-    finally:
-        _end(child, Path(place))
+        finally:
+            _end(child, ours, Path(place))
 
 
-def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the loader. It takes no module from where it stands (-P): it is privileged. Our paths it has (-S)."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (str(_ROOT), *sys.path) if p)}
-    command = _command(theirs.fileno())
-    return subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment, cwd="/")
-
-
-def _command(descriptor: int) -> list[str]:
-    return [sys.executable, "-P", "-S", "-m", "exporter.monitors.kernel.loader", str(descriptor)]
-
-
-def _end(child: subprocess.Popen[bytes], place: Path) -> None:
-    """Have the child gone, with its directory: it exits by itself once our end is closed."""
+def _start(theirs: socket.socket) -> int:
+    """Fork the loader: most of what it needs is in the exporter's memory already. The answer is its PID."""
+    child = os.fork()
+    if child:
+        return child
     try:
-        child.wait(_GRACE)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait(5)
-    for directory in place.glob(f"{PREFIX}{child.pid}-*"):  # someone may have killed it
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        keep_only(theirs.fileno())
+        os.chdir("/")
+        _serve(theirs)
+    except Exception:
+        logging.getLogger(__name__).exception("the loader failed")
+    finally:
+        os._exit(0)  # all that is left would be freed piece by piece
+
+
+def _serve(link: socket.socket) -> None:
+    from exporter.monitors.kernel import loader  # noqa: PLC0415 - the exporter has no use for it
+
+    loader.main(link)
+
+
+def _end(child: int, ours: socket.socket, place: Path) -> None:
+    """Have the child gone, with its directory: it exits by itself once it has answered, or hears no more of us."""
+    ours.settimeout(_GRACE)
+    try:
+        ours.shutdown(socket.SHUT_WR)
+        while ours.recv(4096):  # until its end is closed
+            pass
+    except TimeoutError:
+        os.kill(child, signal.SIGKILL)
+    except OSError:
+        pass  # it is gone
+    os.waitpid(child, 0)
+    for directory in place.glob(f"{PREFIX}{child}-*"):  # someone may have killed it
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -6,23 +6,30 @@ text names maps by the numbers of their descriptors. A child has no rights, and 
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import re
 import select
+import socket
 import struct
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from exporter.contract import Unsupported
+from exporter.monitors.kernel.handover import keep_only
 
 _PACKAGE = "install the package python3-bpfcc"
 KERNEL_FUNCTION, OWN_FUNCTION = 1 << 28, 1 << 29
 """What a call of a helper with a number from here on stands for, since bcc knows no other calls: one to the function of
 the kernel with this BTF id, one to the function of ours with this place in SHARED."""
-SHARED = ("rules_settle", "rules_decide", "rules_matched", "rules_quota", "count_slowly")
+SHARED = (
+    *("events_judge", "events_brake"),
+    *("rules_weigh", "rules_decide", "rules_settle", "rules_matched", "rules_quota", "count_slowly"),
+)
 """Functions that programs call; each program has its own copies."""
 _CALL, _TO_OWN, _TO_KERNEL = 0x85, 1, 2  # BPF_JMP | BPF_CALL, BPF_PSEUDO_(KFUNC_)CALL, include/uapi/linux/bpf.h
 _INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: code, registers, offset, immediate
@@ -84,22 +91,29 @@ def _call(kind: int, number: int) -> bytes:
 
 
 class Job:
-    """A compilation under way."""
+    """A compilation in a child, which has its compiler ready by the time that there is a text."""
 
-    def __init__(self, text: str, flags: Sequence[str], directory: Path) -> None:
-        """Start it in a child; what it includes is below `directory`. Raises OSError."""
-        self._reading, writing = os.pipe()
+    def __init__(self, directory: Path) -> None:
+        """Start the child; what texts include is below `directory`. Raises OSError."""
+        self._link, theirs = socket.socketpair()
         self._child = os.fork()
         if not self._child:
-            os.close(self._reading)
-            _serve(writing, text, flags, directory)
-        os.close(writing)
+            _serve(theirs, directory)
+        theirs.close()
+
+    def begin(self, text: str, flags: Sequence[str]) -> None:
+        """Have a text compiled, once."""
+        with contextlib.suppress(BrokenPipeError):  # `wait` finds out
+            self._link.sendall(json.dumps([text, list(flags)]).encode())
+        self._link.shutdown(socket.SHUT_WR)
 
     def wait(self) -> dict[str, bytes]:
         """Give the instructions by function. Raises Unsupported with the compiler's first error, or without bcc."""
-        with os.fdopen(self._reading, "rb") as answer:
-            content = answer.read()
-        os.waitpid(self._child, 0)
+        try:
+            content = _all_of(self._link)
+        except ConnectionResetError:
+            content = b""
+        self.end()
         if not content:
             raise Unsupported("the compiler ended without an answer", "see the log; it takes some 150 MB of memory")
         found = json.loads(content)
@@ -107,35 +121,50 @@ class Job:
             raise Unsupported(found["reason"], found["remedy"])
         return {name: bytes.fromhex(code) for name, code in found.items()}
 
+    def end(self) -> None:
+        """Have the child gone, whatever it is at."""
+        self._link.close()
+        os.waitpid(self._child, 0)
 
-def _serve(answer: int, text: str, flags: Sequence[str], directory: Path) -> None:
+
+def _serve(link: socket.socket, directory: Path) -> None:
     """Be the child: compile, answer, end, whatever happens; and end when nobody waits for the answer any more."""
     try:
-        threading.Thread(target=_leave_when_alone, args=(answer,), daemon=True).start()
+        keep_only(link.fileno())
+        threading.Thread(target=_leave_when_alone, args=(link.fileno(),), daemon=True).start()
         try:
-            result = {name: code.hex() for name, code in _compiled(text, flags, directory).items()}
+            try:
+                bcc = _compiler(directory)
+            finally:
+                order = _all_of(link)  # whatever the answer: what is left unread would take it with it
+            text, flags = json.loads(order)
+            result = {name: code.hex() for name, code in _compiled(bcc, text, flags).items()}
         except Unsupported as error:
             result = {"reason": error.reason, "remedy": error.remedy}
-        with os.fdopen(answer, "wb") as pipe:
-            pipe.write(json.dumps(result).encode())
+        link.sendall(json.dumps(result).encode())
     finally:
         os._exit(0)
 
 
-def _leave_when_alone(answer: int) -> None:
-    """End this process once the pipe's other end is closed: a signal at the loader's death may not be allowed here."""
+def _all_of(link: socket.socket) -> bytes:
+    with link.makefile("rb") as text:
+        return text.read()
+
+
+def _leave_when_alone(link: int) -> None:
+    """End this process once the other end is closed: a signal at the loader's death may not be allowed here."""
     waiting = select.poll()
-    waiting.register(answer, 0)  # POLLERR is always told
+    waiting.register(link, 0)  # POLLHUP is always told
     waiting.poll()
     os._exit(1)
 
 
-def _compiled(text: str, flags: Sequence[str], directory: Path) -> dict[str, bytes]:
-    """Compile in this very process. Raises Unsupported with the compiler's first error, or where bcc is not there."""
+def _compiler(directory: Path) -> ModuleType:
+    """Make this very process one that compiles. Raises Unsupported where bcc is not there."""
     os.chdir(directory)
     os.environ["BCC_KERNEL_SOURCE"] = "."  # as a path it would have to be open to nobody from the root on
     try:
-        import bcc  # type: ignore[import-untyped]  # noqa: PLC0415 - heavy, and not everywhere
+        bcc = importlib.import_module("bcc")  # heavy, and not everywhere
     except (ImportError, OSError) as error:
         raise Unsupported(f"bcc cannot be imported: {error}", _PACKAGE) from error
     if not hasattr(bcc, "BPF"):
@@ -144,6 +173,11 @@ def _compiled(text: str, flags: Sequence[str], directory: Path) -> dict[str, byt
             f"the module bcc in {found} is not the BPF compiler (on PyPI the name is another's)", _PACKAGE
         )
     _become_nobody()
+    return bcc
+
+
+def _compiled(bcc: ModuleType, text: str, flags: Sequence[str]) -> dict[str, bytes]:
+    """Compile in this very process. Raises Unsupported with the compiler's first error."""
     with _errors() as errors:
         try:
             module = bcc.BPF(text=text, cflags=list(flags)).module

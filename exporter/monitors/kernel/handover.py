@@ -4,6 +4,7 @@ Flows in: a manifest and open descriptors. Flows out: the same in another proces
 """
 
 import array
+import gc
 import json
 import os
 import socket
@@ -122,3 +123,12 @@ def _exactly(link: socket.socket, size: int) -> bytes:
             raise EOFError("the loader ended without an answer")
         parts += part
     return parts
+
+
+def keep_only(link: int) -> None:
+    """Be a fork with one descriptor of its parent's, beside standard output and error; standard input is empty."""
+    gc.freeze()  # or what was the parent's would be closed by its number, which is another's by then
+    os.closerange(0, 1)
+    os.open(os.devnull, os.O_RDONLY)  # is given the lowest number, which is 0
+    os.closerange(3, link)
+    os.closerange(link + 1, os.sysconf("SC_OPEN_MAX"))

@@ -26,23 +26,25 @@ from exporter.monitors.kernel import attach, headers, proof
 from exporter.monitors.kernel.compiler import KERNEL_FUNCTION, OWN_FUNCTION, SHARED, Job, Module
 from exporter.monitors.kernel.handover import PREFIX, Manifest, send
 from exporter.monitors.kernel.ladder import Climb, reason
-from exporter.monitors.kernel.programs import COMMON, PROGRAMS, PROOF, RULES
+from exporter.monitors.kernel.programs import COMMON, PATH, PROGRAMS, PROOF
 from exporter.monitors.kernel.shapes import MapShape, Program, Settings
 
 SOURCES = Path(__file__).parents[3] / "bpf"
 _LARGEST = 1 << 20  # bytes of settings
 _ONCE = ("-g0", "-Xclang", "-disable-llvm-passes")  # bcc optimises what clang gives it: that is enough
+_FIRST = (*PATH, "proof.c")  # compiled once
 _PARTS = 2  # compilations side by side: each takes some 140 MB for a moment, and a third of a second at least
 
 
 class Loader:
     """One run. What it opens lives until it exits; what it hands over lives on in the exporter."""
 
-    def __init__(self, settings: Settings, types: Btf, directory: Path) -> None:
-        """Take the settings, the kernel's types and a private directory."""
+    def __init__(self, settings: Settings, types: Btf, directory: Path, jobs: list[Job]) -> None:
+        """Take the settings, the kernel's types, a private directory and compilers that wait for their texts."""
         self._settings = settings
         self._types = types
         self._directory = directory
+        self._jobs = jobs
         self.manifest = Manifest()
         self.descriptors: list[int] = []
         self._maps: dict[str, int] = {}
@@ -165,10 +167,9 @@ class Loader:
             self._compile_parts(self._parts())
 
     def _parts(self) -> list[list[Program]]:
-        """Share the programs out by what they cost to compile; the first part has the self-proof besides."""
-        count = min(len(os.sched_getaffinity(0)), _PARTS)
-        weights = {program.name: len(self._needed(program)) * _weight(program) for program in self._programs()}
-        loads = [0 if self._proven else 1, *[0] * (count - 1)]
+        """Share out by the size of the text that is needed; the first part has what all call, and the self-proof."""
+        weights = {program.name: self._weight(program) for program in self._programs()}
+        loads = [0.0 if self._proven else _size(_FIRST), *[0.0] * (_parts() - 1)]
         parts: list[list[Program]] = [[] for _ in loads]
         for program in sorted(self._programs(), key=lambda program: weights[program.name], reverse=True):
             lightest = loads.index(min(loads))
@@ -198,11 +199,13 @@ class Loader:
 
     def _start(self, programs: Iterable[Program], *, proven: bool = False) -> Job:
         """Start compiling some programs, with the self-proof or without."""
-        names = ["common.h", *_files([RULES, PROOF] if proven else []), *_files(programs)]
+        names = ["common.h", *(_FIRST if proven else ()), *_files(programs)]
         texts = [f'#line 1 "{name}"\n{(SOURCES / name).read_text(encoding="utf-8")}' for name in names]
         if proven:
             texts.append(proof.offsets_source(self._members))
-        return Job("\n".join(texts), self._flags(programs), self._directory)
+        job = self._jobs.pop() if self._jobs else Job(self._directory)
+        job.begin("\n".join(texts), self._flags(programs))
+        return job
 
     def _flags(self, programs: Iterable[Program]) -> list[str]:
         numbers = {name: number for number, name in self.manifest.reasons.items()}
@@ -227,8 +230,10 @@ class Loader:
 
     def _unused(self, program: Program) -> set[str]:
         """Functions that no rung at hand needs: made static, they are left out, and most of their cost with them."""
-        every = {hook.function for probe in program.probes for rung in probe.rungs for hook in rung.hooks}
-        return every - self._needed(program)
+        return _functions(program) - self._needed(program)
+
+    def _weight(self, program: Program) -> float:
+        return _size(_files([program])) * len(self._needed(program)) / len(_functions(program))
 
     # What is believed.
 
@@ -299,13 +304,21 @@ class Loader:
         return answer == [True]
 
 
+def _parts() -> int:
+    """Say how many compilations run side by side."""
+    return min(len(os.sched_getaffinity(0)), _PARTS)
+
+
+def _functions(program: Program) -> set[str]:
+    return {hook.function for probe in program.probes for rung in probe.rungs for hook in rung.hooks}
+
+
 def _files(programs: Iterable[Program]) -> list[str]:
     return [f"{program.name}.c" for program in programs]
 
 
-def _weight(program: Program) -> int:
-    """Say what one of its functions costs: the path of an event that may be thinned is most of those that have it."""
-    return 3 if "event_reserve(" in (SOURCES / f"{program.name}.c").read_text(encoding="utf-8") else 1
+def _size(files: Iterable[str]) -> int:
+    return sum((SOURCES / name).stat().st_size for name in files)
 
 
 class _Room:
@@ -340,11 +353,13 @@ class _Room:
 
 
 def _load(settings: Settings, place: Path, room: _Room) -> tuple[Manifest, list[int]]:
+    jobs: list[Job] = []
     try:
         room.enter(place)
         start = time.perf_counter()
+        jobs += [Job(Path()) for _ in range(_parts())]
         with Btf() as types:
-            loader = Loader(settings, types, Path())
+            loader = Loader(settings, types, Path(), jobs)
             loader.manifest.seconds["types"] = round(time.perf_counter() - start, 4)
             loader.run()
             return loader.manifest, loader.descriptors
@@ -359,14 +374,16 @@ def _load(settings: Settings, place: Path, room: _Room) -> tuple[Manifest, list[
             return Manifest(reason=hidden, remedy="allow bpf(2) in the seccomp profile"), []
         return Manifest(reason=reason(error)), []
     finally:
+        for job in jobs:
+            job.end()
         os.chdir("/")
         room.leave()
 
 
-def main(descriptor: int) -> None:
+def main(link: socket.socket) -> None:
     """Serve the exporter at the other end of the socket, once."""
     os.umask(0o022)
-    with socket.socket(fileno=descriptor) as link:
+    with link:
         room = _Room(link)
         size = int.from_bytes(link.recv(4, socket.MSG_WAITALL), sys.byteorder)
         if not 0 < size <= _LARGEST:
@@ -378,8 +395,3 @@ def main(descriptor: int) -> None:
         peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         manifest.peak_bytes = max(peaks) * 1024
         send(link, manifest, descriptors)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
-    os._exit(0)  # all that is left would be freed piece by piece

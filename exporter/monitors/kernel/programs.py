@@ -49,7 +49,7 @@ COMMON = Program(
         *("net.proc_net_stat", "proc_dir_entry.low_ino"),
     ),
     optional=("net.net_cookie", "net.net_cookie.counter", "task_struct.comm"),
-    types=("bpf_rdonly_cast", "bpf_get_current_task_btf"),
+    types=("bpf_rdonly_cast", "bpf_get_current_task_btf", "task_struct", "linux_binprm", "sk_buff", "sock"),
     maps=(
         MapShape("namespaces", HASH, 16, 16, _entries),
         MapShape("constants", ARRAY, 4, 8, 8),
@@ -104,8 +104,8 @@ PROOF = Program(
 """The self-proof; its maps are gone with the loader."""
 
 
-RULES = Program(name="rules", members=(), maps=(), probes=())
-"""What programs call to look rules and keys up."""
+PATH = ("rules.c", "events.c")
+"""What all programs call: the path of an event."""
 
 
 def _drop_constants(_: Settings, reasons: Mapping[str, int]) -> dict[str, str]:
@@ -251,7 +251,7 @@ CNI = Program(
         MapShape("cni_runs", HASH, 40, 8 * (len(FAMILIES[PLUGIN_DURATION].buckets) + 3), (PLUGINS + 1) * _COMMANDS),
         MapShape("cni_running", HASH, 4, 160, 1024),
         MapShape("cni_under_way", ARRAY, 4, 8, 1),
-        MapShape("cni_scratch", PERCPU_ARRAY, 4, 560, 3),
+        MapShape("cni_scratch", PERCPU_ARRAY, 4, 832, 3),
     ),
     probes=(
         Probe(
