@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import re
+import signal
 import socket
 import struct
 import sys
@@ -348,6 +350,28 @@ def test_a_loader_that_dies_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(kernel.btf, "available", lambda: "")
     monkeypatch.setattr(kernel, "_serve", lambda _: None)
     assert "loader failed" in kernel.load(kernel.Settings()).standings[0].reason
+
+
+def test_a_loader_is_a_fork_with_little_of_the_exporter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No descriptor but standard output, error and its socket; no input; signals end it; it stands at the root."""
+
+    def note(link: socket.socket) -> None:
+        numbers = map("/proc/self/fd/{}".format, range(link.fileno() + 1))
+        held = {Path(one).name: str(Path(one).readlink()) for one in numbers if os.path.lexists(one)}
+        state = {"held": held, "ends": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "place": str(Path.cwd())}
+        (tmp_path / "state").write_text(json.dumps({**state, "link": str(link.fileno())}))
+
+    monkeypatch.setattr(kernel.btf, "available", lambda: "")
+    monkeypatch.setattr(kernel, "_serve", note)
+    with (tmp_path / "secret").open("w"), socket.socket():
+        found = kernel.load(kernel.Settings())
+    assert "loader failed" in found.standings[0].reason
+    state = json.loads((tmp_path / "state").read_text())
+    assert state["held"].keys() == {"0", "1", "2", state["link"]}
+    assert state["held"]["0"] == os.devnull
+    assert state["held"][state["link"]].startswith("socket:")
+    assert state["ends"]
+    assert state["place"] == "/"
 
 
 def test_a_machine_without_bcc_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
