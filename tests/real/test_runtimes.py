@@ -155,6 +155,7 @@ def test_the_lives_of_docker_containers_are_counted(dockerd: Dockerd, run: Run) 
     expected = {name: names.count(name) for name in least}
     assert all(expected[name] == least[name] or name in {"pause", "unpause"} for name in least)
     assert expected["pause"] >= 1
+    assert expected["unpause"] >= 1
     events = exporter.events("docker")
     assert {name: events[name] for name in expected} == expected
 
