@@ -13,9 +13,104 @@ SHAPE(fullest, u32, u64);
 /* All ones where the bit is set, else 0: there are few branches in this, and few that the verifier has to follow apart. */
 #define MASK(word, bit) (0 - (u64)!!((word) & (bit)))
 
-INLINE void like_fill(u64 *like, const struct subject *about, u64 filters) {
+INLINE void like_fill(u64 *like, const struct subject *about, u64 asked, u64 counted) {
     const struct flow *flow = &about->flow;
-    u64 asked = filters & FILTERS, counted = filters >> 16 & COUNTS, commanded, own, other, either;
+    const u64 *peer = about->class == PACKET_DROP ? flow->source : flow->destination;
+    u64 commanded = MASK(asked | counted, FILTER_COMM), addressed = MASK(asked | counted, FILTER_PREFIX);
+    struct comm comm = about->comm;
+    if (about->who == WHO_RUNS)
+        comm_of_current(&comm);
+    like[LIKE_COOKIE] = about->netns.cookie;
+    like[LIKE_WHAT] = about->netns.inum | (u64)about->class << 32 | asked << 40 | counted << 48;
+    like[LIKE_COMM] = comm.words[0] & commanded;
+    like[LIKE_COMM + 1] = comm.words[1] & commanded;
+    like[LIKE_PEER] = peer[0] & addressed;
+    like[LIKE_PEER + 1] = peer[1] & addressed;
+}
+_Static_assert(FILTER_COMM == COUNT_COMM >> 16 && FILTER_PREFIX == COUNT_PREFIX >> 16, "like_fill asks for both at once");
+
+#define HASHED(like, i) ((like)[i] * (0x2c1b3c6d + 0x3c6ef36 * (i)))
+
+/* What rules of LONG kinds ask; the answer is a hash of it. */
+INLINE u64 like_fill_longer(u64 *like, const struct subject *about, u64 asked) {
+    u64 hash = 0;
+    const struct flow *flow = &about->flow;
+    const u64 *own = about->class == PACKET_DROP ? flow->destination : flow->source;
+    u64 addressed = MASK(asked, FILTER_PREFIX);
+    like[LIKE_WHO] = (u64)about->syscall << 32 & MASK(asked, FILTER_SYSCALL);
+    if (asked & FILTER_PID)
+        like[LIKE_WHO] |= about->who == WHO_RUNS ? bpf_get_current_pid_tgid() >> 32 : about->pid;
+    like[LIKE_CGROUP] = asked & FILTER_CGROUP ? bpf_get_current_cgroup_id() : 0;
+    like[LIKE_OWN] = own[0] & addressed;
+    like[LIKE_OWN + 1] = own[1] & addressed;
+    like[LIKE_PORTS] = (flow->source_port | (u64)flow->destination_port << 16) & MASK(asked, FILTER_PORT);
+#pragma unroll
+    for (u32 i = LIKE_SHORT; i < LIKE_WORDS; i++)
+        hash += HASHED(like, i);
+    return hash;
+}
+
+/* 0 where the verdict is about events that are like this one in all that was asked. */
+INLINE u64 unlike(const struct verdict *verdict, const u64 *like, u64 asked) {
+    u64 differs = 0;
+#pragma unroll
+    for (u32 i = 0; i < LIKE_SHORT; i++)
+        differs |= verdict->like[i] ^ like[i];
+    if (SELDOM(asked & LONG)) {
+#pragma unroll
+        for (u32 i = LIKE_SHORT; i < LIKE_WORDS; i++)
+            differs |= verdict->longer[i - LIKE_SHORT] ^ like[i];
+    }
+    return differs;
+}
+
+INLINE u32 first_place(const u64 *like, u64 hash) {
+#pragma unroll
+    for (u32 i = 0; i < LIKE_SHORT; i++)
+        hash += HASHED(like, i);
+    hash ^= hash >> 32;
+    return (u32)(hash * 0x9e3779b1U) >> 25 << 1;
+}
+
+/* What is said of events like this one, taken for this program alone: of two places the one that has it, else the second, while
+ * what the first says holds, so that two kinds of events that come in turns do not put each other out. A program in an interrupt
+ * may come between any two steps of another: it takes the spare place where that one is at work in its own. The answer is 0
+ * where that is taken as well. `differs` is 0 where the place has it. */
+INLINE struct verdict *place_taken(const u64 *like, u64 asked, struct subject *about, u64 hash, u64 *differs) {
+    struct verdict *verdict;
+    u32 own = bpf_get_smp_processor_id() * VERDICTS_OF_A_CPU, generation = about->filters >> 32, slot;
+    slot = own + first_place(like, hash);
+#pragma clang loop unroll(disable)
+    for (u32 way = 0; way < 3; way++) {
+        verdict = map_lookup(MAP(verdicts), &slot);
+        if (SELDOM(!verdict))
+            return 0;
+        if (SELDOM(verdict->busy && way == 2))
+            return 0;
+        if (SELDOM(verdict->busy)) {
+            slot = own + VERDICTS_OF_A_CPU - 1;
+            way = 1;
+            continue;
+        }
+        verdict->busy = 1;
+        BARRIER();
+        *differs = unlike(verdict, like, asked);
+        about->slot = slot;
+        if (!*differs || way || verdict->generation != generation)
+            return verdict;
+        BARRIER();
+        verdict->busy = 0;
+        slot++;
+    }
+    return 0;
+}
+_Static_assert(VERDICTS_OF_A_CPU == 256 + 1, "first_place has eight bits, and there is a spare place");
+
+int events_judge(struct subject *about) {
+    u64 like[LIKE_WORDS], filters = about->filters, asked = filters & FILTERS, counted = filters >> 16 & COUNTS;
+    u64 differs = 1, hash = NOTHING(about->filters), ruled;
+    u32 generation = filters >> 32;
+    struct verdict *verdict;
     if (about->who == WHO_IS_NOBODY) {
         asked &= ~(FILTER_PID | FILTER_COMM);
         counted &= ~(COUNT_COMM >> 16);
@@ -24,92 +119,37 @@ INLINE void like_fill(u64 *like, const struct subject *about, u64 filters) {
         asked &= ~FILTER_CGROUP;
     if (about->class != SYSCALL)
         asked &= ~FILTER_SYSCALL;
-    if (!flow->family) {
+    if (!about->flow.family) {
         asked &= ~(FILTER_PREFIX | FILTER_PORT);
         counted &= ~(COUNT_PREFIX >> 16);
     }
-    like[LIKE_COOKIE] = about->netns.cookie;
-    like[LIKE_WHAT] = about->netns.inum | (u64)about->class << 32 | asked << 40 | counted << 48;
-    if (asked & FILTER_PID)
-        like[LIKE_WHO] = about->who == WHO_RUNS ? bpf_get_current_pid_tgid() >> 32 : about->pid;
-    like[LIKE_WHO] |= (u64)about->syscall << 32 & MASK(asked, FILTER_SYSCALL);
-    if (asked & FILTER_CGROUP)
-        like[LIKE_CGROUP] = bpf_get_current_cgroup_id();
-    if (about->who != WHO_IS_NOBODY) {
-        struct comm comm = about->comm;
-        if (about->who == WHO_RUNS)
-            comm_of_current(&comm);
-        commanded = MASK(asked | counted, FILTER_COMM); /* which is COUNT_COMM >> 16 */
-        like[LIKE_COMM] = comm.words[0] & commanded;
-        like[LIKE_COMM + 1] = comm.words[1] & commanded;
-    }
-    either = MASK(asked, FILTER_PREFIX);
-    own = either | (about->class == PACKET_DROP ? MASK(counted, COUNT_PREFIX >> 16) : 0);
-    other = either | (about->class != PACKET_DROP ? MASK(counted, COUNT_PREFIX >> 16) : 0);
-    like[LIKE_SOURCE] = flow->source[0] & own;
-    like[LIKE_SOURCE + 1] = flow->source[1] & own;
-    like[LIKE_DESTINATION] = flow->destination[0] & other;
-    like[LIKE_DESTINATION + 1] = flow->destination[1] & other;
-    like[LIKE_PORTS] = (flow->source_port | (u64)flow->destination_port << 16) & MASK(asked, FILTER_PORT);
-}
-_Static_assert(FILTER_COMM == COUNT_COMM >> 16, "like_fill asks for both at once");
-
-INLINE int is_about(const struct verdict *verdict, const u64 *like, u32 generation) {
-    u64 differs = verdict->generation ^ generation;
-#pragma unroll
-    for (u32 i = 0; i < LIKE_WORDS; i++)
-        differs |= verdict->like[i] ^ like[i];
-    return !differs;
-}
-
-/* The place for what is said of events like this one: of two the one that has it, else the second, while what the first says
- * holds, so that two kinds of events that come in turns do not put each other out. A program in an interrupt may come between
- * any two steps of another: it takes the spare place where that one is at work in its own. The answer is 0 where that is taken
- * as well. */
-INLINE struct verdict *place_of(const u64 *like, struct subject *about, u64 hash) {
-    struct verdict *verdict;
-    u32 own = bpf_get_smp_processor_id() * VERDICTS_OF_A_CPU, generation = about->filters >> 32, slot;
-#pragma unroll
-    for (u32 i = 0; i < LIKE_WORDS; i++)
-        hash += like[i] * (0x2c1b3c6d + 0x3c6ef36 * i);
-    hash ^= hash >> 32;
-    slot = own + ((u32)(hash * 0x9e3779b1U) >> 25 << 1);
-    verdict = map_lookup(MAP(verdicts), &slot);
-    if (verdict && verdict->generation == generation && !is_about(verdict, like, generation)) {
-        slot++;
-        verdict = map_lookup(MAP(verdicts), &slot);
-    }
-    about->slot = slot;
-    if (!verdict || !verdict->busy)
-        return verdict;
-    about->slot = slot = own + VERDICTS_OF_A_CPU - 1;
-    verdict = map_lookup(MAP(verdicts), &slot);
-    return verdict && !verdict->busy ? verdict : 0;
-}
-_Static_assert(VERDICTS_OF_A_CPU == 256 + 1, "place_of has eight bits and a spare place");
-
-int events_judge(struct subject *about) {
-    u64 like[LIKE_WORDS] = {}, filters = about->filters;
-    struct verdict *verdict;
-    if (!(filters & (FILTERS | COUNTS << 16)))
+    if (!(asked | counted))
         return by_quota(about);
-    like_fill(like, about, filters);
-    verdict = place_of(like, about, NOTHING(about->filters));
-    if (!verdict)
+    like_fill(like, about, asked, counted);
+    if (SELDOM(asked & LONG))
+        hash += like_fill_longer(like, about, asked);
+    verdict = place_taken(like, asked, about, hash, &differs);
+    if (SELDOM(!verdict))
         return 0;
-    verdict->busy = 1;
-    BARRIER();
-    if (is_about(verdict, like, filters >> 32)) {
-        verdict->pending += !verdict->filtered;
-        if (verdict->pending >= PENDING)
+    ruled = MASK(asked, FILTERS);
+    if (SELDOM(differs | ((verdict->generation ^ generation) & ruled))) {
+        if (verdict->pending)
             settle(verdict);
-        return judged(about, verdict);
+        verdict->settled = FEWEST_SETTLED;
+        verdict->configured = verdict->rules = 0;
+        __builtin_memcpy(verdict->like, like, sizeof(verdict->like));
+        if (asked & LONG)
+            __builtin_memcpy(verdict->longer, like + LIKE_SHORT, sizeof(verdict->longer));
+        verdict->generation = generation;
+        if (asked)
+            return UNDECIDED;
     }
-    if (verdict->pending)
+    verdict->generation = generation;
+    verdict->chance = (verdict->chance & ruled) | (about->chance & ~ruled); /* nothing to decide, whatever has changed */
+    verdict->pending += verdict->chance != FILTERED;
+    if (SELDOM(verdict->pending >= verdict->settled))
         settle(verdict);
-    __builtin_memcpy(verdict->like, like, sizeof(like));
-    verdict->generation = filters >> 32;
-    return UNDECIDED;
+    return judged(about, verdict);
 }
 
 /* ---- the brake ---- */

@@ -102,7 +102,7 @@ INLINE void event_fill(struct event *event, const struct subject *about, u64 siz
 
 /* What becomes of an event for which room was asked in a ring. */
 INLINE void *event_placed(struct event *event, struct account *account, const struct subject *about, u64 size) {
-    if (!event) {
+    if (SELDOM(!event)) {
         RAISE(account->lost, 1);
         return 0;
     }
@@ -114,7 +114,7 @@ INLINE void *event_placed(struct event *event, struct account *account, const st
 /* 32 random bits. Where a program in an interrupt comes between, both may get the same. */
 INLINE u64 drawn_from(u64 *coin) {
     u64 x = *coin;
-    if (!x)
+    if (SELDOM(!x))
         x = (u64)bpf_get_prandom_u32() << 32 | 1;
     x ^= x >> 12;
     x ^= x << 25;
@@ -141,16 +141,16 @@ INLINE int event_passes(struct subject *about, struct account *account) {
     u32 class = about->class;
     u32 *ratio = map_lookup(MAP(ratios), &class);
     u64 *filters = map_lookup(MAP(filters), &class);
-    if (!ratio || !filters)
+    if (SELDOM(!ratio || !filters))
         return 0;
     RAISE(account->seen, 1);
     about->chance = chance_of(*ratio);
     about->filters = *filters;
     if ((u32)about->filters) {
         long answer = judge(about);
-        if (answer == UNDECIDED)
+        if (SELDOM(answer == UNDECIDED))
             answer = decide(about);
-        if (!answer) {
+        if (SELDOM(!answer)) {
             RAISE(account->filtered, 1);
             return 0;
         }

@@ -54,19 +54,20 @@ INLINE void apply_to_flow(struct terms *terms) {
 #pragma clang loop unroll(disable)
     for (u32 side = 0; asked & FILTER_PREFIX && side < 2; side++) {
         struct prefix prefix = {.length = 128};
-        __builtin_memcpy(prefix.address, side ? &verdict->like[LIKE_DESTINATION] : &verdict->like[LIKE_SOURCE], 16);
+        __builtin_memcpy(prefix.address, side ? &verdict->longer[LIKE_OWN - LIKE_SHORT] : &verdict->like[LIKE_PEER], 16);
         apply(MAP(filter_prefix), &prefix, terms);
     }
 #pragma clang loop unroll(disable)
     for (u32 side = 0; asked & FILTER_PORT && side < 2; side++) {
-        u32 port = verdict->like[LIKE_PORTS] >> side * 16 & 0xffff;
+        u32 port = verdict->longer[LIKE_PORTS - LIKE_SHORT] >> side * 16 & 0xffff;
         apply(MAP(filter_port), &port, terms);
     }
 }
 
 INLINE void apply_rules(struct terms *terms) {
     struct verdict *verdict = terms->verdict;
-    u32 asked = ASKED_OF(verdict->like), pid = verdict->like[LIKE_WHO], call = verdict->like[LIKE_WHO] >> 32;
+    const u64 *longer = verdict->longer;
+    u32 asked = ASKED_OF(verdict->like), pid = longer[LIKE_WHO - LIKE_SHORT], call = longer[LIKE_WHO - LIKE_SHORT] >> 32;
     if (asked & FILTER_PID)
         apply(MAP(filter_pid), &pid, terms);
     if (asked & FILTER_COMM)
@@ -78,7 +79,7 @@ INLINE void apply_rules(struct terms *terms) {
         apply(MAP(filter_netns), &netns, terms);
     }
     if (asked & FILTER_CGROUP)
-        apply(MAP(filter_cgroup), &verdict->like[LIKE_CGROUP], terms);
+        apply(MAP(filter_cgroup), &longer[LIKE_CGROUP - LIKE_SHORT], terms);
     apply_to_flow(terms);
 }
 
@@ -86,19 +87,20 @@ int rules_decide(struct subject *about) {
     u32 slot = about->slot;
     struct verdict *verdict = map_lookup(MAP(verdicts), &slot);
     struct terms terms = {verdict};
-    u64 chance = about->chance;
+    u64 chance = about->chance, none;
     if (!verdict)
         return 0;
     terms.thins = terms.instead = terms.learned = terms.last = UNSAID + (verdict->busy >> 7); /* which the verifier cannot know */
     verdict->rules = verdict->configured = 0;
     apply_rules(&terms);
-    verdict->filtered = !terms.thins || !terms.instead;
     if (terms.instead <= WHOLE)
         chance = terms.instead;
     else if (terms.thins > WHOLE)
         chance = smaller(chance, terms.learned);
     verdict->chance = (chance >> 1) * smaller(terms.thins, WHOLE) >> 31; /* WHOLE times WHOLE has no room in 64 bits */
-    verdict->pending = !verdict->filtered;
+    none = ((terms.thins - 1) | (terms.instead - 1)) >> 63; /* is left of it: of both 0 is the least */
+    verdict->chance |= 0 - none;
+    verdict->pending = none ^ 1;
     return judged(about, verdict);
 }
 
@@ -143,6 +145,7 @@ int rules_matched(struct verdict *verdict) {
 int rules_settle(struct verdict *verdict) {
     u32 class = CLASS_OF(verdict->like), counted = COUNTED_OF(verdict->like), amount = verdict->pending;
     verdict->pending = 0;
+    verdict->settled = 2 * verdict->settled & (2 * MOST_SETTLED - 1) ?: MOST_SETTLED;
     if (verdict->rules > verdict->configured)
         count_for_rules(verdict, 1, amount);
     if (counted & COUNT_NETNS >> 16 && (u32)verdict->like[LIKE_WHAT]) {
@@ -152,8 +155,8 @@ int rules_settle(struct verdict *verdict) {
     if (counted & COUNT_COMM >> 16)
         LOAD_OF(comm, &verdict->like[LIKE_COMM], class, amount);
     if (counted & COUNT_PREFIX >> 16) {
-        struct prefix prefix = {.length = 128}; /* of a dropped packet its sender, of a socket its peer */
-        const u64 *address = &verdict->like[class == PACKET_DROP ? LIKE_SOURCE : LIKE_DESTINATION];
+        struct prefix prefix = {.length = 128};
+        const u64 *address = &verdict->like[LIKE_PEER];
         __builtin_memcpy(prefix.address, address, 16);
         if (address[0] | address[1]) /* else it has none */
             LOAD_OF(prefix, &prefix, class, amount);

@@ -51,39 +51,46 @@ struct key_load {
 _Static_assert(CLASSES - FIRST_COUNTED <= 6, "a class has no place in struct key_load");
 
 /* What rules and counts by key ask about an event, in words, since it is made and compared in registers: what nobody asks
- * about is 0. */
+ * about is 0. From LIKE_OWN on is what LONG kinds of rules alone ask: where there is none of these, that is left as it is. */
 enum like {
     LIKE_COOKIE,
     LIKE_WHAT, /* inode of the namespace, class, kinds of rules and of keys that have to do with it: 32, 8, 8, 8 bits */
     LIKE_COMM,
-    LIKE_SOURCE = LIKE_COMM + 2,
-    LIKE_DESTINATION = LIKE_SOURCE + 2,
-    LIKE_PORTS = LIKE_DESTINATION + 2, /* source, destination: 16 bits each */
-    LIKE_WHO,                          /* PID, system call: 32 bits each */
+    LIKE_PEER = LIKE_COMM + 2, /* the address that is counted by: of a dropped packet its sender, of a socket its peer */
+    LIKE_OWN = LIKE_PEER + 2,  /* the other one */
+    LIKE_PORTS = LIKE_OWN + 2, /* source, destination: 16 bits each */
+    LIKE_WHO,                  /* PID, system call: 32 bits each */
     LIKE_CGROUP,
     LIKE_WORDS
 };
+#define LIKE_SHORT LIKE_OWN
+#define LONG (FILTER_PID | FILTER_PREFIX | FILTER_PORT | FILTER_SYSCALL | FILTER_CGROUP)
 #define CLASS_OF(like) ((like)[LIKE_WHAT] >> 32 & 15)
 #define ASKED_OF(like) ((like)[LIKE_WHAT] >> 40 & FILTERS)
 #define NETNS_OF(like) {.cookie = (like)[LIKE_COOKIE], .inum = (like)[LIKE_WHAT]}
 #define COUNTED_OF(like) ((like)[LIKE_WHAT] >> 48 & COUNTS)
 
-/* What the last event said of all that are like it: two cache lines, in places of each CPU's own. */
+/* What the last event said of all that are like it: two cache lines, in places of each CPU's own, of which the second is for
+ * LONG kinds of rules, and for what met a rule. Where caches are cold, and so are those of the instructions, each line counts. */
 #define RULES_MET 9 /* kinds, of prefixes and ports two */
-#define PENDING 16
+#define FEWEST_SETTLED 16 /* at a time; then twice as many each time, up to */
+#define MOST_SETTLED 64
+#define FILTERED (~0ULL)
 struct verdict {
-    u64 like[LIKE_WORDS];
-    u64 chance;
+    u64 like[LIKE_SHORT];
+    u64 chance;     /* or FILTERED */
     u32 generation; /* of the rules that were asked */
     u8 busy;
     u8 pending; /* events that are not in the counts of their keys yet */
-    u8 filtered;
-    u8 rules; /* that it met */
-    u8 configured; /* of these */
+    u8 settled; /* how many are added to these at a time */
+    u8 configured; /* rules that it met */
+    u64 longer[LIKE_WORDS - LIKE_SHORT];
     u16 met[RULES_MET]; /* their slots, each doubled, and 1 more where the rule is learned */
+    u8 rules; /* that it met, the learned ones too */
 };
 #define VERDICTS_OF_A_CPU (256 + 1)
 _Static_assert(sizeof(struct verdict) == 128, "a verdict is two cache lines");
+_Static_assert(__builtin_offsetof(struct verdict, longer) == 64, "what is asked of each event is in the first");
 
 SHAPE(verdicts, u32, struct verdict);
 SHAPE(filter_pid, u32, struct rule);
@@ -128,20 +135,20 @@ static long (*halvings_by_quota)(const struct subject *about) = (void *)CALL_rul
 
 /* The quota alone. */
 INLINE int by_quota(struct subject *about) {
-    if (about->filters & COUNT_QUOTA && about->netns.inum)
+    if (SELDOM(about->filters & COUNT_QUOTA) && about->netns.inum)
         about->chance = halved(about->chance, halvings_by_quota(about));
     return 1;
 }
 
 /* What a verdict says, whose place is free again after this: 0: the event is filtered. */
 INLINE int judged(struct subject *about, struct verdict *verdict) {
-    u32 filtered = verdict->filtered;
-    if (verdict->configured)
+    u64 chance = verdict->chance;
+    if (SELDOM(verdict->configured))
         count_matches(verdict);
-    about->chance = verdict->chance;
     BARRIER();
     verdict->busy = 0;
-    return filtered ? 0 : by_quota(about);
+    about->chance = chance;
+    return SELDOM(chance == FILTERED) ? 0 : by_quota(about);
 }
 
 #endif

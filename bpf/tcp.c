@@ -79,7 +79,7 @@ INLINE struct net *netns_of_socket(const struct sock *sk, struct netns_id *id) {
 
 INLINE void count_tcp(struct net *net, const struct netns_id *id, u32 what) {
     struct count_key key = {.netns = *id, .counter = COUNT_TCP, .what = what};
-    if (count(&key))
+    if (SELDOM(count(&key)))
         netns_note(net, &key.netns);
 }
 

@@ -33,8 +33,8 @@ ROUNDS = 11
 _START_SECONDS = 20.0
 _SETTLED = 4.0  # seconds until 250 containers have their names
 _ENCODED = "cni_veth_receive_bytes_total"
-_STREAM = 8 << 30  # bytes: two seconds or so, which a scrape falls into
-_STREAMS = 21  # pairs of them: what is looked for is less than the difference between two
+_STREAM = 3 << 30  # bytes: two seconds or so, which scrapes fall into
+_STREAMS = 80  # pairs of them: what is looked for is less than the difference between two
 _BETWEEN_SCRAPES = 1.2  # longer than any monitor's max_age, so that each scrape pays for its update
 
 Probe = Callable[[], float]
@@ -256,7 +256,7 @@ def transfer() -> Iterator[Pair]:
     """How long a TCP stream over loopback takes beside an exporter that is scraped each second, against without."""
 
     def alone() -> float:
-        return throughput.transfer_seconds(_STREAM)
+        return throughput.transfer_time(_STREAM)
 
     def watched() -> float:
         with at_work():
@@ -302,7 +302,7 @@ CASES = {
     "crowded-memory": Case("bytes", crowded_memory),
     "encoding": Case("cpu seconds", encoding),
     "start": Case("cpu seconds", start),
-    "transfer": Case("seconds", transfer, _STREAMS),
+    "transfer": Case("seconds/s", transfer, _STREAMS),
     **{name: Case(unit, opened) for name, (unit, opened) in (DECIDING | WATCHING).items()},
 }
 
