@@ -81,6 +81,25 @@ INLINE void comm_of_current(struct comm *comm) {
 #endif
 }
 
+/* These two are followed, too: a helper's return, made safe against speculation, takes as long as all else that is asked. */
+INLINE u32 tgid_of_current(void) {
+#if defined(HAVE_CURRENT) && defined(HAVE_task_struct_tgid)
+    u32 tgid = current_task()->tgid;
+    asm volatile("" : "+r"(tgid));
+    return tgid;
+#else
+    return bpf_get_current_pid_tgid() >> 32;
+#endif
+}
+
+INLINE u64 cgroup_of_current(void) {
+#if defined(HAVE_CURRENT) && defined(HAVE_css_set_dfl_cgrp) && defined(HAVE_kernfs_node_id)
+    return ARGUMENT(task_struct, current_task())->cgroups->dfl_cgrp->kn->id;
+#else
+    return bpf_get_current_cgroup_id();
+#endif
+}
+
 /* ---- identity of a network namespace ---- */
 
 /* The cookie is never used twice. Kernels before 5.12 have one as an atomic64_t, which they make when someone asks for it: an

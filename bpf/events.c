@@ -39,8 +39,8 @@ INLINE u64 like_fill_longer(u64 *like, const struct subject *about, u64 asked) {
     u64 addressed = MASK(asked, FILTER_PREFIX);
     like[LIKE_WHO] = (u64)about->syscall << 32 & MASK(asked, FILTER_SYSCALL);
     if (asked & FILTER_PID)
-        like[LIKE_WHO] |= about->who == WHO_RUNS ? bpf_get_current_pid_tgid() >> 32 : about->pid;
-    like[LIKE_CGROUP] = asked & FILTER_CGROUP ? bpf_get_current_cgroup_id() : 0;
+        like[LIKE_WHO] |= about->who == WHO_RUNS ? tgid_of_current() : about->pid;
+    like[LIKE_CGROUP] = asked & FILTER_CGROUP ? cgroup_of_current() : 0;
     like[LIKE_OWN] = own[0] & addressed;
     like[LIKE_OWN + 1] = own[1] & addressed;
     like[LIKE_PORTS] = (flow->source_port | (u64)flow->destination_port << 16) & MASK(asked, FILTER_PORT);

@@ -92,7 +92,7 @@ INLINE void event_fill(struct event *event, const struct subject *about, u64 siz
     event->size = size;
     event->ratio = about->chance == WHOLE ? ALL : about->chance;
     if (about->who == WHO_RUNS) {
-        event->pid = bpf_get_current_pid_tgid() >> 32;
+        event->pid = tgid_of_current();
         comm_of_current(&event->comm);
     } else {
         event->pid = about->pid;

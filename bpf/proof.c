@@ -26,6 +26,8 @@ enum slot {
     SKB_ADDRESS,
     PARENT_TGID,
     LEADER_PID,
+    CGROUP_BY_HELPER,
+    CGROUP,
     SLOTS
 };
 
@@ -52,6 +54,18 @@ INLINE void prove_task(struct task_struct *task) {
     READ(leader, task->group_leader);
     READ(pid, leader->pid);
     say(LEADER_PID, pid);
+#endif
+#if defined(HAVE_css_set_dfl_cgrp) && defined(HAVE_kernfs_node_id)
+    struct css_set *groups = 0;
+    struct cgroup *group = 0;
+    struct kernfs_node *directory = 0;
+    u64 id = 0;
+    READ(groups, task->cgroups);
+    READ(group, groups->dfl_cgrp);
+    READ(directory, group->kn);
+    READ(id, directory->id);
+    say(CGROUP_BY_HELPER, bpf_get_current_cgroup_id());
+    say(CGROUP, id);
 #endif
 #ifdef HAVE_task_struct_real_parent
     struct task_struct *parent = 0;

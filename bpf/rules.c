@@ -223,11 +223,14 @@ int count_slowly(const struct count_key *key) {
     return 0;
 }
 
-/* Counts one more event of a second of 2^30 ns, which is in the upper half. */
-INLINE u64 nth_of_second(u64 *counted, u64 now) {
-    u64 second = now >> 30 << 32, nth = *counted;
-    if ((nth ^ second) >> 32)
-        nth = second;
+/* Counts one more event of a second of 2^30 ns, which is in the upper half. Below the quota one in 16 asks what second it is. */
+INLINE u64 nth_of_second(u64 *counted, u64 quota) {
+    u64 nth = *counted;
+    if ((u32)nth + 1 >= quota || !(nth % 16)) {
+        u64 second = bpf_ktime_get_ns() >> 30 << 32;
+        if ((nth ^ second) >> 32)
+            nth = second;
+    }
     *counted = nth + 1;
     return (u32)nth + 1;
 }
@@ -241,12 +244,12 @@ int rules_quota(const struct subject *about) {
     if (!quota || !*quota)
         return 0;
     if (at) {
-        nth = nth_of_second(&at->count, bpf_ktime_get_ns());
+        nth = nth_of_second(&at->count, *quota);
     } else {
         load = LOAD_OF(netns, &key.netns, about->class, 0);
         if (!load)
             return 0;
-        nth = nth_of_second(&load->second, bpf_ktime_get_ns());
+        nth = nth_of_second(&load->second, *quota);
     }
     return (nth >= *quota) + (nth >= *quota * 2) + (nth >= *quota * 4) + (nth >= *quota * 8) + (nth >= *quota * 16) +
            (nth >= *quota * 32);

@@ -24,7 +24,7 @@ int syscall_enter(unsigned long long *ctx) {
     if (!named || !*named)
         return 0;
     exporter = map_lookup(MAP(constants), &zero);
-    if (exporter && bpf_get_current_pid_tgid() >> 32 == *exporter)
+    if (exporter && tgid_of_current() == *exporter)
         return 0;
     netns_load_current(&about.netns);
     about.syscall = number;

@@ -169,7 +169,7 @@ INLINE void asked(u64 key) {
     struct tcp_connecting now = {.time = bpf_ktime_get_ns()};
     struct tcp_connecting *entry = map_lookup(MAP(tcp_connecting), &key);
     if (wanted(TCP_FAULT) || wanted(CONNECTION)) {
-        now.pid = bpf_get_current_pid_tgid() >> 32;
+        now.pid = tgid_of_current();
         comm_of_current(&now.comm);
     }
     if (entry)

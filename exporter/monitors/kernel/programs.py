@@ -48,7 +48,10 @@ COMMON = Program(
         *("task_struct.nsproxy", "nsproxy.net_ns", "net.ns.inum", "net.ns.ops"),
         *("net.proc_net_stat", "proc_dir_entry.low_ino"),
     ),
-    optional=("net.net_cookie", "net.net_cookie.counter", "task_struct.comm"),
+    optional=(
+        *("net.net_cookie", "net.net_cookie.counter", "task_struct.comm", "task_struct.tgid"),
+        *("task_struct.cgroups", "css_set.dfl_cgrp", "cgroup.kn", "kernfs_node.id"),
+    ),
     types=("bpf_rdonly_cast", "bpf_get_current_task_btf", "task_struct", "linux_binprm", "sk_buff", "sock"),
     maps=(
         MapShape("namespaces", HASH, 16, 16, _entries),

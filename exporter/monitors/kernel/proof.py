@@ -85,6 +85,7 @@ def _name(text: str) -> int:
 
 _NETNS = ("task_struct.nsproxy", "nsproxy.net_ns")
 _SOCKET = ("task_struct.files", "files_struct.fdt", "fdtable.fd", "file.private_data", "socket.sk")
+_CGROUP = ("task_struct.cgroups", "css_set.dfl_cgrp", "cgroup.kn", "kernfs_node.id")
 _PACKET = ("sock.sk_receive_queue.next", "sk_buff.head")
 _COMMON = "sock.__sk_common."
 
@@ -133,6 +134,7 @@ FACTS = (
         lambda *_: os.getppid() if _own_pid_is_global() else None,
     ),
     Fact("group leader", 19, ("task_struct.group_leader", "task_struct.pid"), lambda _, slots: slots[0]),
+    Fact("cgroup", 21, _CGROUP, lambda _, slots: slots[20]),
 )
 
 
