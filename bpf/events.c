@@ -69,7 +69,7 @@ INLINE u32 first_place(const u64 *like, u64 hash) {
     for (u32 i = 0; i < LIKE_SHORT; i++)
         hash += HASHED(like, i);
     hash ^= hash >> 32;
-    return (u32)(hash * 0x9e3779b1U) >> 25 << 1;
+    return (u32)(hash * 0x9e3779b1U) >> 24 << 1;
 }
 
 /* What is said of events like this one, taken for this program alone: of two places the one that has it, else the second, while
@@ -104,7 +104,7 @@ INLINE struct verdict *place_taken(const u64 *like, u64 asked, struct subject *a
     }
     return 0;
 }
-_Static_assert(VERDICTS_OF_A_CPU == 256 + 1, "first_place has eight bits, and there is a spare place");
+_Static_assert(VERDICTS_OF_A_CPU == 512 + 1, "first_place has eight bits, and there is a spare place");
 
 int events_judge(struct subject *about) {
     u64 like[LIKE_WORDS], filters = about->filters, asked = filters & FILTERS, counted = filters >> 16 & COUNTS;

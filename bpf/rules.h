@@ -88,7 +88,7 @@ struct verdict {
     u16 met[RULES_MET]; /* their slots, each doubled, and 1 more where the rule is learned */
     u8 rules; /* that it met, the learned ones too */
 };
-#define VERDICTS_OF_A_CPU (256 + 1)
+#define VERDICTS_OF_A_CPU (512 + 1)
 _Static_assert(sizeof(struct verdict) == 128, "a verdict is two cache lines");
 _Static_assert(__builtin_offsetof(struct verdict, longer) == 64, "what is asked of each event is in the first");
 

@@ -75,7 +75,7 @@ COMMON = Program(
         MapShape("load_comm", LRU_PERCPU_HASH, 16, _LOAD, _KEYS),
         MapShape("load_prefix", LRU_PERCPU_HASH, 20, _LOAD, _KEYS),
         MapShape("load_fresh", ARRAY, 4, _LOAD, 1),
-        MapShape("verdicts", ARRAY, 4, 128, lambda _: (256 + 1) * cpus(), mapped=True),
+        MapShape("verdicts", ARRAY, 4, 128, lambda _: (512 + 1) * cpus(), mapped=True),
         MapShape("fullest", PERCPU_ARRAY, 4, 8, 1),
         MapShape("events", RINGBUF, 0, 0, lambda settings: settings.ring_bytes),
         MapShape("lifecycle", RINGBUF, 0, 0, lambda settings: settings.lifecycle_bytes),
