@@ -45,6 +45,7 @@ bench: $(VENV)/.dev ## Measure cost against a reference on this machine; writes 
 	$(BIN)/python tests/bench/run.py
 	$(BIN)/python tests/bench/programs.py
 	$(BIN)/python tests/bench/decisions.py
+	$(BIN)/python tests/bench/flooded.py
 
 clean: ## Remove everything that make and the tests produced, the virtual environment too
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

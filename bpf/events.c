@@ -104,7 +104,7 @@ INLINE struct verdict *place_taken(const u64 *like, u64 asked, struct subject *a
     }
     return 0;
 }
-_Static_assert(VERDICTS_OF_A_CPU == 512 + 1, "first_place has eight bits, and there is a spare place");
+_Static_assert(VERDICTS_OF_A_CPU == 512 + 1, "first_place has nine bits, and there is a spare place");
 
 int events_judge(struct subject *about) {
     u64 like[LIKE_WORDS], filters = about->filters, asked = filters & FILTERS, counted = filters >> 16 & COUNTS;

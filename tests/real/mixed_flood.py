@@ -1,19 +1,27 @@
 """Events of many classes in network namespaces, four fifths of them in the first: a program for tests, run beside them.
 
+`namespaces` makes these, `senders` runs the program.
+
 Flows in: phases as RATE:SECONDS, then the namespaces' names. Flows out: one line of JSON when all is ready, for which
 a line is expected; then the phases, with when each began and ended (CLOCK_MONOTONIC), and what was made in which
 namespace. What is not made in its time is not made up for.
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import shutil
 import socket
 import struct
+import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+
+GETPPID = {"x86_64": 110, "aarch64": 173}[os.uname().machine]
+"""The call that is made."""
 
 HEAVY = 0.8
 """Share of the first namespace; of the others the n-th has 1/n of what the second has."""
@@ -146,6 +154,45 @@ class _Flood:
             calls -= some
 
 
+@contextlib.contextmanager
+def namespaces(prefix: str, count: int) -> Iterator[list[str]]:
+    """Make namespaces, each with its loopback up; give their names."""
+    from netns import ip  # noqa: PLC0415 - the program itself does without pytest
+
+    names = [f"{prefix}{number}" for number in range(count)]
+    with contextlib.ExitStack() as made:
+        for name in names:
+            ip("netns", "add", name)
+            made.callback(ip, "netns", "del", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+
+
+@contextlib.contextmanager
+def senders(
+    count: int, phases: Sequence[tuple[float, float]], names: Sequence[str]
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Run the program so often; they share the rates of the phases (events per second, seconds). Give them ready."""
+    command = [sys.executable, __file__, *(f"{rate / count}:{seconds}" for rate, seconds in phases), *names]
+    with contextlib.ExitStack() as stack:
+        running = [
+            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for _ in range(count)
+        ]
+        for one in running:
+            assert one.stdout
+            assert "ready" in one.stdout.readline()
+        yield running
+
+
+def begin(running: Sequence[subprocess.Popen[str]]) -> None:
+    """Let them begin."""
+    for one in running:
+        assert one.stdin
+        one.stdin.write("\n")
+        one.stdin.flush()
+
+
 def main() -> None:
     """Make what the command line says."""
     phases = [tuple(map(float, one.split(":"))) for one in sys.argv[1:] if ":" in one]
@@ -157,4 +204,5 @@ def main() -> None:
     print(json.dumps({"phases": times, "made": made}), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -7,11 +7,8 @@ simulator (docs/load-management.md).
 
 import contextlib
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -20,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import mixed_flood
 import pytest
 from netns import ip
 from running import Running, Scrape
@@ -30,7 +28,6 @@ pytestmark = pytest.mark.real("root", "ip")
 
 NAMESPACES, LIGHT, MADE, SENDERS = 50, 40, 7, 2
 REST, WATCH = 2.5, 0.2  # seconds: for two steps of the governor; between two looks
-GETPPID = {"x86_64": 110, "aarch64": 173}[os.uname().machine]
 PARTS = ("seen", "filtered", "sampled_out", "lost", "handled")
 BUDGET = 10_000
 """Events per second that are kept at most, as it comes (load_config.max_events_per_second)."""
@@ -189,12 +186,7 @@ class Flooded:
 
 @pytest.fixture
 def namespaces() -> Iterator[list[str]]:
-    names = [f"cnilf{number}" for number in range(NAMESPACES)]
-    with contextlib.ExitStack() as made:
-        for name in names:
-            ip("netns", "add", name)
-            made.callback(ip, "netns", "del", name)
-            ip("-n", name, "link", "set", "lo", "up")
+    with mixed_flood.namespaces("cnilf", NAMESPACES) as names:
         yield names
 
 
@@ -232,21 +224,9 @@ def _passing() -> set[int]:
 
 def _flood(round_: Round, names: list[str], running: Running) -> Flooded:
     """Make events, and namespaces in the midst of it."""
-    phases = [f"{rate / SENDERS}:{seconds}" for rate, seconds in round_.phases]
-    command = [sys.executable, str(Path(__file__).with_name("mixed_flood.py")), *phases, *names]
-    with contextlib.ExitStack() as stack:
-        senders = [
-            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-            for _ in range(SENDERS)
-        ]
-        for sender in senders:
-            assert sender.stdout
-            assert "ready" in sender.stdout.readline()
+    with mixed_flood.senders(SENDERS, round_.phases, names) as senders:
         cpu, began = running.cpu_seconds(), time.monotonic()
-        for sender in senders:
-            assert sender.stdin
-            sender.stdin.write("\n")
-            sender.stdin.flush()
+        mixed_flood.begin(senders)
         passing, looks = _passing(), []
         end = began + sum(seconds for _, seconds in round_.phases)
         while round_.watched and time.monotonic() < end:
@@ -273,7 +253,7 @@ def test_floods_are_thinned_and_nothing_is_lost(
 ) -> None:
     """At each rate the account closes, nothing is lost, estimates are right, and records are soon read."""
     path = tmp_path / "feed.sock"
-    running = exporter({"kernel": {"syscalls": [GETPPID]}, "feed": {"socket": str(path)}})
+    running = exporter({"kernel": {"syscalls": [mixed_flood.GETPPID]}, "feed": {"socket": str(path)}})
     if not running.scrape().all("cni_bpf_program_attached", program="syscalls", rung="tp_btf"):
         lacking("needs programs in the kernel")
     adapted: list[tuple[float, float]] = []
