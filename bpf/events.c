@@ -17,13 +17,15 @@ INLINE void like_fill(u64 *like, const struct subject *about, u64 asked, u64 cou
     const struct flow *flow = &about->flow;
     const u64 *peer = about->class == PACKET_DROP ? flow->source : flow->destination;
     u64 commanded = MASK(asked | counted, FILTER_COMM), addressed = MASK(asked | counted, FILTER_PREFIX);
-    struct comm comm = about->comm;
+    struct comm *comm = (struct comm *)&like[LIKE_COMM];
     if (about->who == WHO_RUNS)
-        comm_of_current(&comm);
+        comm_of_current(comm);
+    else
+        *comm = about->comm;
+    comm->words[0] &= commanded;
+    comm->words[1] &= commanded;
     like[LIKE_COOKIE] = about->netns.cookie;
     like[LIKE_WHAT] = about->netns.inum | (u64)about->class << 32 | asked << 40 | counted << 48;
-    like[LIKE_COMM] = comm.words[0] & commanded;
-    like[LIKE_COMM + 1] = comm.words[1] & commanded;
     like[LIKE_PEER] = peer[0] & addressed;
     like[LIKE_PEER + 1] = peer[1] & addressed;
 }
