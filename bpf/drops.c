@@ -106,7 +106,7 @@ INLINE struct net *netns_of_packet(struct sk_buff *skb, struct netns_id *id, str
 
 INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason, u64 nothing) {
     struct count_key key = {.counter = COUNT_DROPS, .what = reason};
-    struct subject about = {.class = PACKET_DROP, .who = WHO_IS_NOBODY};
+    struct subject about = {};
     struct net_device *device = 0;
     struct net *net = netns_of_packet(skb, &about.netns, &device);
     struct drop_event *event;
@@ -119,7 +119,7 @@ INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason, u64 nothing) {
         netns_note(net, &key.netns);
     on_device = !!device + nothing;
     flow_of_packet(skb, protocol, &about.flow);
-    event = event_reserve(&about, sizeof(*event));
+    event = event_reserve(&about, (struct sort){PACKET_DROP, WHO_IS_NOBODY, about.flow.family, 1}, sizeof(*event));
     if (!event)
         return 0;
     device = on_device ? skb->dev : 0;

@@ -4,154 +4,109 @@
  * Cost: see README.md. A flood is one event over and over. So what was found out about one, for which up to twelve
  * hashes are asked, is kept per CPU for the next that is like it in all that was asked.
  */
-#include "rules.h"
+#include "common.h"
 
 SHAPE(fullest, u32, u64);
 
 /* ---- what was said of events like this one ---- */
 
-/* All ones where the bit is set, else 0: there are few branches in this, and few that the verifier has to follow apart. */
-#define MASK(word, bit) (0 - (u64)!!((word) & (bit)))
+/* What rules of LONG kinds ask is seldom asked: so it is behind calls. The first answers with a hash, the second whether the
+ * verdict is about something else. */
+struct asked_longer {
+    u64 asked;
+    const struct subject *about;
+    const struct verdict *verdict;
+    u64 words[LONGER_WORDS];
+};
+static long (*fill_longer)(struct asked_longer *longer) = (void *)CALL_events_longer;
+static long (*unlike_longer)(const struct asked_longer *longer) = (void *)CALL_events_unlike;
 
-INLINE void like_fill(u64 *like, const struct subject *about, u64 asked, u64 counted) {
-    const struct flow *flow = &about->flow;
-    const u64 *peer = about->class == PACKET_DROP ? flow->source : flow->destination;
-    u64 commanded = MASK(asked | counted, FILTER_COMM), addressed = MASK(asked | counted, FILTER_PREFIX);
-    struct comm *comm = (struct comm *)&like[LIKE_COMM];
-    if (about->who == WHO_RUNS)
-        comm_of_current(comm);
-    else
-        *comm = about->comm;
-    comm->words[0] &= commanded;
-    comm->words[1] &= commanded;
-    like[LIKE_COOKIE] = about->netns.cookie;
-    like[LIKE_WHAT] = about->netns.inum | (u64)about->class << 32 | asked << 40 | counted << 48;
-    like[LIKE_PEER] = peer[0] & addressed;
-    like[LIKE_PEER + 1] = peer[1] & addressed;
-}
-_Static_assert(FILTER_COMM == COUNT_COMM >> 16 && FILTER_PREFIX == COUNT_PREFIX >> 16, "like_fill asks for both at once");
-
-#define HASHED(like, i) ((like)[i] * (0x2c1b3c6d + 0x3c6ef36 * (i)))
-
-/* What rules of LONG kinds ask; the answer is a hash of it. */
-INLINE u64 like_fill_longer(u64 *like, const struct subject *about, u64 asked) {
-    u64 hash = 0;
+int events_longer(struct asked_longer *longer) {
+    u64 *words = longer->words, asked = longer->asked, hash = 0;
+    const struct subject *about = longer->about;
     const struct flow *flow = &about->flow;
     const u64 *own = about->class == PACKET_DROP ? flow->destination : flow->source;
-    u64 addressed = MASK(asked, FILTER_PREFIX);
-    like[LIKE_WHO] = (u64)about->syscall << 32 & MASK(asked, FILTER_SYSCALL);
+    words[LONGER_WHO] = (u64)about->syscall << 32 & MASK(asked, FILTER_SYSCALL);
     if (asked & FILTER_PID)
-        like[LIKE_WHO] |= about->who == WHO_RUNS ? tgid_of_current() : about->pid;
-    like[LIKE_CGROUP] = asked & FILTER_CGROUP ? cgroup_of_current() : 0;
-    like[LIKE_OWN] = own[0] & addressed;
-    like[LIKE_OWN + 1] = own[1] & addressed;
-    like[LIKE_PORTS] = (flow->source_port | (u64)flow->destination_port << 16) & MASK(asked, FILTER_PORT);
+        words[LONGER_WHO] |= about->who == WHO_RUNS ? tgid_of_current() : about->pid;
+    words[LONGER_CGROUP] = asked & FILTER_CGROUP ? cgroup_of_current() : 0;
+    words[LONGER_OWN] = own[0] & MASK(asked, FILTER_OWN);
+    words[LONGER_OWN + 1] = own[1] & MASK(asked, FILTER_OWN);
+    words[LONGER_PORTS] = (flow->source_port | (u64)flow->destination_port << 16) & MASK(asked, FILTER_PORT);
 #pragma unroll
-    for (u32 i = LIKE_SHORT; i < LIKE_WORDS; i++)
-        hash += HASHED(like, i);
-    return hash;
+    for (u32 i = 0; i < LONGER_WORDS; i++)
+        hash = (hash ^ words[i]) * 0x9e3779b97f4a7c15ULL;
+    return hash >> 33;
 }
 
-/* 0 where the verdict is about events that are like this one in all that was asked. */
-INLINE u64 unlike(const struct verdict *verdict, const u64 *like, u64 asked) {
+int events_unlike(const struct asked_longer *longer) {
     u64 differs = 0;
 #pragma unroll
-    for (u32 i = 0; i < LIKE_SHORT; i++)
-        differs |= verdict->like[i] ^ like[i];
-    if (SELDOM(asked & LONG)) {
-#pragma unroll
-        for (u32 i = LIKE_SHORT; i < LIKE_WORDS; i++)
-            differs |= verdict->longer[i - LIKE_SHORT] ^ like[i];
+    for (u32 i = 0; i < LONGER_WORDS; i++)
+        differs |= longer->verdict->longer[i] ^ longer->words[i];
+    return !!differs;
+}
+
+/* Looks in two places for what is said of events like this one. Where neither has it, the first is taken if what it says holds
+ * no longer, else the second: so two kinds of events that come in turns do not put each other out. Now and then the first is
+ * then to be decided anew, which frees it if none like it comes any more. A program in an interrupt may come between any two
+ * steps of another: it takes the spare place where that one is at work in its own, and says that the event is filtered where
+ * that is taken as well. */
+int events_judge(struct subject *about) {
+    const u64 *like = about->like;
+    u64 asked = REST_OF(like), hash = NOTHING(about->filters), differs = 1;
+    u32 places, slot, generation = about->filters >> 32;
+    struct verdict *verdict = 0, *first = 0;
+    struct asked_longer longer;
+    if (asked & LONG) {
+        longer.asked = asked;
+        longer.about = about;
+        hash += fill_longer(&longer);
     }
-    return differs;
-}
-
-INLINE u32 first_place(const u64 *like, u64 hash) {
-#pragma unroll
-    for (u32 i = 0; i < LIKE_SHORT; i++)
-        hash += HASHED(like, i);
-    hash ^= hash >> 32;
-    return (u32)(hash * 0x9e3779b1U) >> 24 << 1;
-}
-
-/* What is said of events like this one, taken for this program alone: of two places the one that has it, else the second, while
- * what the first says holds, so that two kinds of events that come in turns do not put each other out. A program in an interrupt
- * may come between any two steps of another: it takes the spare place where that one is at work in its own. The answer is 0
- * where that is taken as well. `differs` is 0 where the place has it. */
-INLINE struct verdict *place_taken(const u64 *like, u64 asked, struct subject *about, u64 hash, u64 *differs) {
-    struct verdict *verdict;
-    u32 own = bpf_get_smp_processor_id() * VERDICTS_OF_A_CPU, generation = about->filters >> 32, slot;
-    slot = own + first_place(like, hash);
+    places = places_of(like, hash);
+    slot = place_of(places, 0);
 #pragma clang loop unroll(disable)
     for (u32 way = 0; way < 3; way++) {
         verdict = map_lookup(MAP(verdicts), &slot);
-        if (SELDOM(!verdict))
+        if (!verdict || (verdict->busy && way == 2))
             return 0;
-        if (SELDOM(verdict->busy && way == 2))
-            return 0;
-        if (SELDOM(verdict->busy)) {
-            slot = own + VERDICTS_OF_A_CPU - 1;
+        if (verdict->busy) {
+            slot = (bpf_get_smp_processor_id() + 1) * VERDICTS_OF_A_CPU - 1;
             way = 1;
             continue;
         }
         verdict->busy = 1;
         BARRIER();
-        *differs = unlike(verdict, like, asked);
-        about->slot = slot;
-        if (!*differs || way || verdict->generation != generation)
-            return verdict;
+        differs = unlike(verdict, like);
+        if (asked & LONG) {
+            longer.verdict = verdict;
+            differs |= unlike_longer(&longer);
+        }
+        if (!(differs | (verdict->generation ^ generation)))
+            return judged(about, verdict);
+        if (!differs || way || verdict->generation != generation)
+            break;
         BARRIER();
         verdict->busy = 0;
-        slot++;
+        first = verdict;
+        slot = place_of(places, 1);
     }
-    return 0;
-}
-_Static_assert(VERDICTS_OF_A_CPU == 512 + 1, "first_place has nine bits, and there is a spare place");
-
-int events_judge(struct subject *about) {
-    u64 like[LIKE_WORDS], filters = about->filters, asked = filters & FILTERS, counted = filters >> 16 & COUNTS;
-    u64 differs = 1, hash = NOTHING(about->filters), ruled;
-    u32 generation = filters >> 32;
-    struct verdict *verdict;
-    if (about->who == WHO_IS_NOBODY) {
-        asked &= ~(FILTER_PID | FILTER_COMM);
-        counted &= ~(COUNT_COMM >> 16);
-    }
-    if (about->who != WHO_RUNS)
-        asked &= ~FILTER_CGROUP;
-    if (about->class != SYSCALL)
-        asked &= ~FILTER_SYSCALL;
-    if (!about->flow.family) {
-        asked &= ~(FILTER_PREFIX | FILTER_PORT);
-        counted &= ~(COUNT_PREFIX >> 16);
-    }
-    if (!(asked | counted))
-        return by_quota(about);
-    like_fill(like, about, asked, counted);
-    if (SELDOM(asked & LONG))
-        hash += like_fill_longer(like, about, asked);
-    verdict = place_taken(like, asked, about, hash, &differs);
-    if (SELDOM(!verdict))
+    if (!verdict)
         return 0;
-    ruled = MASK(asked, FILTERS);
-    if (SELDOM(differs | ((verdict->generation ^ generation) & ruled))) {
+    if (differs) {
+        if (first && !(bpf_get_prandom_u32() % 16))
+            first->generation = 0;
         if (verdict->pending)
             settle(verdict);
-        verdict->settled = FEWEST_SETTLED;
-        verdict->configured = verdict->rules = 0;
         __builtin_memcpy(verdict->like, like, sizeof(verdict->like));
         if (asked & LONG)
-            __builtin_memcpy(verdict->longer, like + LIKE_SHORT, sizeof(verdict->longer));
-        verdict->generation = generation;
-        if (asked)
-            return UNDECIDED;
+            __builtin_memcpy(verdict->longer, longer.words, sizeof(longer.words));
+    } else if (verdict->learned) {
+        settle(verdict);
     }
     verdict->generation = generation;
-    verdict->chance = (verdict->chance & ruled) | (about->chance & ~ruled); /* nothing to decide, whatever has changed */
-    verdict->pending += verdict->chance != FILTERED;
-    if (SELDOM(verdict->pending >= verdict->settled))
-        settle(verdict);
-    return judged(about, verdict);
+    about->slot = slot;
+    return UNDECIDED;
 }
 
 /* ---- the brake ---- */

@@ -6,31 +6,7 @@
 #ifndef CNI_EVENTS_H
 #define CNI_EVENTS_H
 
-#include "common.h"
-
-enum event_class { NETNS, VETH, CNI_RUN, PACKET_DROP, TCP_FAULT, EXEC, CONNECTION, CONNECTION_CLOSE, SYSCALL, CLASSES };
-
-/* Who is behind an event: the running process, one that is known from before, or nobody. Rules by PID and command hold
- * for the first two alone, by cgroup for the first. */
-enum who { WHO_RUNS, WHO_IS_KNOWN, WHO_IS_NOBODY };
-
-/* What an event is about; all that a filter may ask for. What programs give as a constant has words of its own: of these the
- * verifier knows, in the function that is called, what they are. */
-struct subject {
-    struct netns_id netns;
-    u64 class;
-    u64 who;
-    u32 kind;
-    u32 syscall;
-    u32 pid;  /* with WHO_IS_KNOWN */
-    u32 slot; /* of the map verdicts: this and what follows the flow is not for programs to fill in */
-    struct comm comm;
-    struct flow flow; /* of family 0 where there is none */
-    u64 filters; /* the word of the map filters */
-    u64 chance;
-    u64 now;  /* ns; 0: nobody has asked */
-    u64 wake; /* how the ring is to wake its reader */
-};
+#include "rules.h"
 
 /* The head of each record, 48 bytes; its body follows, where somebody listens to its class: else the head is all, and where
  * there is another side its address is in the place of the command. */
@@ -45,7 +21,6 @@ struct event {
     u32 pid;   /* tgid; 0 where nobody is behind it: a packet in an interrupt */
     struct comm comm;
 };
-#define ALL 0xffffffffU
 
 /* seen = filtered + sampled_out + lost + submitted, per class, always. */
 struct account {
@@ -61,18 +36,7 @@ struct account {
 
 SHAPE(account, u32, struct account);
 SHAPE(ratios, u32, u32);
-/* In the lower half which filter maps have a rule for the class and what is counted of it, in the upper half the generation: a
- * number that is another one after every change of a rule or a ratio. */
-SHAPE(filters, u32, u64);
-
 #define RING MAP_ENTRIES_events /* bytes, a power of two */
-
-/* Chances are in 1/2^32, so that 1 has a number of its own. There are no branches in this arithmetic, and nothing in it that
- * the verifier knows: else it would follow each combination of what rules may have said, which are too many. */
-#define WHOLE (1ULL << 32)
-INLINE u64 chance_of(u32 ratio) {
-    return (u64)ratio + (((u64)ratio + 1) >> 32);
-}
 
 /* Lowers the chance by what was said of events like this one, and by the quota. The answer is 0 where the event is filtered, and
  * UNDECIDED where there was none like it: then it is decided by rules. Two calls and not one in the other: the stack is small. */
@@ -136,9 +100,77 @@ INLINE int event_drawn(struct subject *about, struct account *account) {
     return drawn < about->chance;
 }
 
+/* All ones where one of the bits is set, else 0: there are few branches in this, and few that the verifier follows apart. */
+#define MASK(word, bits) (0 - (u64)!!((word) & (bits)))
+
+/* Fills in what is asked about an event; the address is the one that is counted by. The answer is of what kinds that is. */
+INLINE u64 like_fill(u64 *like, const struct subject *about, struct sort sort) {
+    const u64 *peer = sort.arrived ? about->flow.source : about->flow.destination;
+    u64 asked = asked_of(about->filters, sort), commanded, addressed;
+    struct comm comm = {};
+    if (sort.who == WHO_RUNS)
+        comm_of_current(&comm);
+    else if (sort.who == WHO_IS_KNOWN)
+        comm = about->comm;
+    commanded = MASK(asked, FILTER_COMM | COUNT_COMM);
+    addressed = MASK(asked, FILTER_PREFIX | COUNT_PREFIX);
+    like[LIKE_COOKIE] = about->netns.cookie;
+    like[LIKE_WHAT] = about->netns.inum | sort.class << 32 | (asked & (LONG | COUNTS)) << 40;
+    like[LIKE_COMM] = comm.words[0] & commanded;
+    like[LIKE_COMM + 1] = comm.words[1] & commanded;
+    like[LIKE_PEER] = peer[0] & addressed;
+    like[LIKE_PEER + 1] = peer[1] & addressed;
+    return asked;
+}
+
+INLINE u64 unlike(const struct verdict *verdict, const u64 *like) {
+    u64 differs = 0;
+#pragma unroll
+    for (u32 i = 0; i < LIKE_SHORT; i++)
+        differs |= verdict->like[i] ^ like[i];
+    return differs;
+}
+
+/* Lowers the chance by what rules say of the event, and by the quota; counts it for its keys. The answer is 0 where it is
+ * filtered. Here is what an event does that is like one before: what is in one cache line says it all. */
+INLINE int event_judged(struct subject *about, struct sort sort) {
+    u64 like[LIKE_SHORT], generation = about->filters >> 32, asked = like_fill(like, about, sort);
+    struct verdict *verdict;
+    u32 places, slot, ratio;
+    long answer;
+    places = places_of(like, 0);
+    slot = place_of(places, 0);
+#pragma clang loop unroll(disable)
+    for (u32 way = 0; !SELDOM((asked & LONG) | (about->filters & COUNT_QUOTA)); way = 1) {
+        verdict = map_lookup(MAP(verdicts), &slot);
+        if (SELDOM(!verdict))
+            return 0;
+        if (SELDOM(verdict->busy))
+            break;
+        verdict->busy = 1;
+        BARRIER();
+        if (!SELDOM(unlike(verdict, like) | (verdict->generation ^ generation) | verdict->special)) {
+            verdict->pending++;
+            ratio = verdict->ratio;
+            BARRIER();
+            verdict->busy = 0;
+            about->chance = smaller(about->chance, chance_of(ratio));
+            return 1;
+        }
+        BARRIER();
+        verdict->busy = 0;
+        if (way)
+            break;
+        slot = place_of(places, 1);
+    }
+    about->like = like;
+    answer = judge(about);
+    return answer == UNDECIDED ? decide(about) : answer;
+}
+
 /* Decides on an event that is not critical. The answer is 0 where it is not kept, and that is accounted for. */
-INLINE int event_passes(struct subject *about, struct account *account) {
-    u32 class = about->class;
+INLINE int event_passes(struct subject *about, struct account *account, struct sort sort) {
+    u32 class = sort.class;
     u32 *ratio = map_lookup(MAP(ratios), &class);
     u64 *filters = map_lookup(MAP(filters), &class);
     if (SELDOM(!ratio || !filters))
@@ -146,14 +178,9 @@ INLINE int event_passes(struct subject *about, struct account *account) {
     RAISE(account->seen, 1);
     about->chance = chance_of(*ratio);
     about->filters = *filters;
-    if ((u32)about->filters) {
-        long answer = judge(about);
-        if (SELDOM(answer == UNDECIDED))
-            answer = decide(about);
-        if (SELDOM(!answer)) {
-            RAISE(account->filtered, 1);
-            return 0;
-        }
+    if ((u32)about->filters && SELDOM(!event_judged(about, sort))) {
+        RAISE(account->filtered, 1);
+        return 0;
     }
     if (!event_drawn(about, account)) {
         RAISE(account->sampled_out, 1);
@@ -175,13 +202,13 @@ INLINE int is_listened_to(u32 class) {
 }
 
 /* The record that is its head alone. */
-INLINE void event_told_briefly(const struct subject *about, struct account *account) {
-    const u64 *peer = about->class == PACKET_DROP ? about->flow.source : about->flow.destination;
+INLINE void event_told_briefly(const struct subject *about, struct account *account, struct sort sort) {
+    const u64 *peer = sort.arrived ? about->flow.source : about->flow.destination;
     struct event *event = bpf_ringbuf_reserve(MAP(events), sizeof(*event), 0);
     event = event_placed(event, account, about, sizeof(*event));
     if (!event)
         return;
-    if (about->flow.family) {
+    if (sort.family) {
         event->comm.words[0] = peer[0];
         event->comm.words[1] = peer[1];
     }
@@ -191,13 +218,15 @@ INLINE void event_told_briefly(const struct subject *about, struct account *acco
 /* Gives an event that is not critical, and is kept, room in the ring, with the head filled in. `size` (head and body) must be a
  * constant. The caller fills the body and calls event_submit. 0: there is nothing left to do, for the event is not kept, which
  * is accounted for, or nobody listens. */
-INLINE void *event_reserve(struct subject *about, u64 size) {
-    u32 class = about->class;
+INLINE void *event_reserve(struct subject *about, struct sort sort, u64 size) {
+    u32 class = sort.class;
     struct account *account = map_lookup(MAP(account), &class);
-    if (!account || !event_passes(about, account))
+    about->class = sort.class;
+    about->who = sort.who;
+    if (!account || !event_passes(about, account, sort))
         return 0;
     if (!is_listened_to(class)) {
-        event_told_briefly(about, account);
+        event_told_briefly(about, account, sort);
         return 0;
     }
     about->now = bpf_ktime_get_ns();

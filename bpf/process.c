@@ -35,7 +35,7 @@ INLINE int process_contained(struct task_struct *task, struct netns_id *netns) {
 int process_exec(unsigned long long *ctx) {
     struct task_struct *task = ARGUMENT(task_struct, ctx[0]);
     struct linux_binprm *bprm = ARGUMENT(linux_binprm, ctx[2]);
-    struct subject about = {.class = EXEC, .kind = PROCESS_STARTED};
+    struct subject about = {.kind = PROCESS_STARTED};
     u32 tgid = task->tgid, class = EXEC;
     u32 *ratio = map_lookup(MAP(ratios), &class);
     struct process_event *event;
@@ -45,7 +45,7 @@ int process_exec(unsigned long long *ctx) {
         struct process_start since = {.begun = bpf_ktime_get_ns(), .start = group_start(task), .netns = about.netns};
         map_update(MAP(process_started), &tgid, &since, 0);
     }
-    event = event_reserve(&about, sizeof(*event));
+    event = event_reserve(&about, (struct sort){EXEC, WHO_RUNS}, sizeof(*event));
     if (!event)
         return 0;
     event->duration = 0;
@@ -59,7 +59,7 @@ int process_exec(unsigned long long *ctx) {
 
 int process_exit(unsigned long long *ctx) {
     struct task_struct *task = ARGUMENT(task_struct, ctx[0]);
-    struct subject about = {.class = EXEC, .kind = PROCESS_ENDED};
+    struct subject about = {.kind = PROCESS_ENDED};
     u32 tgid = task->tgid;
     struct process_start *since;
     struct process_event *event;
@@ -74,7 +74,7 @@ int process_exit(unsigned long long *ctx) {
     about.netns = since->netns;
     if (map_delete(MAP(process_started), &tgid) || start != group_start(task))
         return 0;
-    event = event_reserve(&about, sizeof(*event));
+    event = event_reserve(&about, (struct sort){EXEC, WHO_RUNS}, sizeof(*event));
     if (!event)
         return 0;
     event->duration = duration;

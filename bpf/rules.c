@@ -4,7 +4,7 @@
  * the way of a counter that has no place yet.
  * Cost: a hash for each kind of rule and key that has to do with the event; of a flood, for one event in sixteen.
  */
-#include "rules.h"
+#include "common.h"
 
 /* ---- what the rules say ---- */
 
@@ -17,17 +17,18 @@ struct terms {
     u64 instead;
     u64 learned;
     u64 last; /* of verdict->met */
+    u64 asked;
+    u64 own;  /* 1: the rule is about the address that is not counted by, of which learned rules say nothing */
 };
 
 int rules_weigh(struct terms *terms) {
     struct verdict *verdict = terms->verdict;
     struct rule *rule = terms->rule;
     u32 class = CLASS_OF(verdict->like), place = verdict->rules;
-    u64 chance, learned, met;
-    if (!((rule->thins | rule->instead | rule->learned) >> class & 1))
+    u64 chance, learned = rule->learned >> class & 1, met;
+    if (!((rule->thins | rule->instead) >> class & 1) && learned <= terms->own)
         return 0;
     chance = chance_of(rule->ratios[class]);
-    learned = rule->learned >> class & 1;
     terms->thins = smaller(terms->thins, chance + (~rule->thins >> class & 1) * UNSAID);
     terms->instead = smaller(terms->instead, chance + (~rule->instead >> class & 1) * UNSAID);
     terms->learned = smaller(terms->learned, chance + (learned ^ 1) * UNSAID);
@@ -37,7 +38,7 @@ int rules_weigh(struct terms *terms) {
     terms->last = met;
     verdict->met[place] = met;
     verdict->rules = place + 1;
-    verdict->configured += learned ^ 1;
+    verdict->learned += learned;
     return 0;
 }
 static long (*weigh)(struct terms *terms) = (void *)CALL_rules_weigh;
@@ -50,16 +51,18 @@ INLINE void apply(void *map, const void *key, struct terms *terms) {
 
 INLINE void apply_to_flow(struct terms *terms) {
     struct verdict *verdict = terms->verdict;
-    u32 asked = ASKED_OF(verdict->like);
+    u64 asked = terms->asked;
 #pragma clang loop unroll(disable)
-    for (u32 side = 0; asked & FILTER_PREFIX && side < 2; side++) {
+    for (u32 side = 0; asked & (side ? FILTER_OWN : FILTER_PREFIX) && side < 2; side++) {
         struct prefix prefix = {.length = 128};
-        __builtin_memcpy(prefix.address, side ? &verdict->longer[LIKE_OWN - LIKE_SHORT] : &verdict->like[LIKE_PEER], 16);
+        __builtin_memcpy(prefix.address, side ? &verdict->longer[LONGER_OWN] : &verdict->like[LIKE_PEER], 16);
+        terms->own = side;
         apply(MAP(filter_prefix), &prefix, terms);
     }
+    terms->own = 0;
 #pragma clang loop unroll(disable)
     for (u32 side = 0; asked & FILTER_PORT && side < 2; side++) {
-        u32 port = verdict->longer[LIKE_PORTS - LIKE_SHORT] >> side * 16 & 0xffff;
+        u32 port = verdict->longer[LONGER_PORTS] >> side * 16 & 0xffff;
         apply(MAP(filter_port), &port, terms);
     }
 }
@@ -67,7 +70,8 @@ INLINE void apply_to_flow(struct terms *terms) {
 INLINE void apply_rules(struct terms *terms) {
     struct verdict *verdict = terms->verdict;
     const u64 *longer = verdict->longer;
-    u32 asked = ASKED_OF(verdict->like), pid = longer[LIKE_WHO - LIKE_SHORT], call = longer[LIKE_WHO - LIKE_SHORT] >> 32;
+    u64 asked = terms->asked;
+    u32 pid = longer[LONGER_WHO], call = longer[LONGER_WHO] >> 32;
     if (asked & FILTER_PID)
         apply(MAP(filter_pid), &pid, terms);
     if (asked & FILTER_COMM)
@@ -79,7 +83,7 @@ INLINE void apply_rules(struct terms *terms) {
         apply(MAP(filter_netns), &netns, terms);
     }
     if (asked & FILTER_CGROUP)
-        apply(MAP(filter_cgroup), &longer[LIKE_CGROUP - LIKE_SHORT], terms);
+        apply(MAP(filter_cgroup), &longer[LONGER_CGROUP], terms);
     apply_to_flow(terms);
 }
 
@@ -91,16 +95,16 @@ int rules_decide(struct subject *about) {
     if (!verdict)
         return 0;
     terms.thins = terms.instead = terms.learned = terms.last = UNSAID + (verdict->busy >> 7); /* which the verifier cannot know */
-    verdict->rules = verdict->configured = 0;
+    terms.asked = asked_of(about->filters, (struct sort){about->class, about->who, about->flow.family});
+    verdict->rules = verdict->learned = 0;
     apply_rules(&terms);
     if (terms.instead <= WHOLE)
         chance = terms.instead;
     else if (terms.thins > WHOLE)
-        chance = smaller(chance, terms.learned);
-    verdict->chance = (chance >> 1) * smaller(terms.thins, WHOLE) >> 31; /* WHOLE times WHOLE has no room in 64 bits */
+        chance = smaller(terms.learned, WHOLE);
+    verdict->ratio = smaller((chance >> 1) * smaller(terms.thins, WHOLE) >> 31, ALL); /* in 64 bits is no room for their product */
     none = ((terms.thins - 1) | (terms.instead - 1)) >> 63; /* is left of it: of both 0 is the least */
-    verdict->chance |= 0 - none;
-    verdict->pending = none ^ 1;
+    verdict->special = none * FILTERED | (verdict->rules != verdict->learned) * CONFIGURED;
     return judged(about, verdict);
 }
 
@@ -143,18 +147,17 @@ int rules_matched(struct verdict *verdict) {
 }
 
 int rules_settle(struct verdict *verdict) {
-    u32 class = CLASS_OF(verdict->like), counted = COUNTED_OF(verdict->like), amount = verdict->pending;
+    u32 class = CLASS_OF(verdict->like), asked = REST_OF(verdict->like), amount = verdict->pending;
     verdict->pending = 0;
-    verdict->settled = 2 * verdict->settled & (2 * MOST_SETTLED - 1) ?: MOST_SETTLED;
-    if (verdict->rules > verdict->configured)
+    if (verdict->learned)
         count_for_rules(verdict, 1, amount);
-    if (counted & COUNT_NETNS >> 16 && (u32)verdict->like[LIKE_WHAT]) {
+    if (asked & COUNT_NETNS && (u32)verdict->like[LIKE_WHAT]) {
         struct netns_id netns = NETNS_OF(verdict->like);
         LOAD_OF(netns, &netns, class, amount);
     }
-    if (counted & COUNT_COMM >> 16)
+    if (asked & COUNT_COMM)
         LOAD_OF(comm, &verdict->like[LIKE_COMM], class, amount);
-    if (counted & COUNT_PREFIX >> 16) {
+    if (asked & COUNT_PREFIX) {
         struct prefix prefix = {.length = 128};
         const u64 *address = &verdict->like[LIKE_PEER];
         __builtin_memcpy(prefix.address, address, 16);

@@ -1,10 +1,57 @@
-/* What rules say of an event, what is counted by key, and what was said of events like it: between events.c, which asks, and
- * rules.c, which looks up.
+/* What an event is about, what rules say of it, what is counted by key, and what was said of events like it: for events.h and
+ * events.c, which ask, and rules.c, which looks up.
  */
 #ifndef CNI_RULES_H
 #define CNI_RULES_H
 
-#include "events.h"
+#include "common.h"
+
+enum event_class { NETNS, VETH, CNI_RUN, PACKET_DROP, TCP_FAULT, EXEC, CONNECTION, CONNECTION_CLOSE, SYSCALL, CLASSES };
+
+/* Who is behind an event: the running process, one that is known from before, or nobody. Rules by PID and command hold
+ * for the first two alone, by cgroup for the first. */
+enum who { WHO_RUNS, WHO_IS_KNOWN, WHO_IS_NOBODY };
+_Static_assert(WHO_IS_NOBODY >> 1 == 1 && WHO_IS_KNOWN >> 1 == 0, "asked_of knows nobody by a bit");
+
+/* What an event is about; all that a filter may ask for. What programs give as a constant has words of its own: of these the
+ * verifier knows, in the function that is called, what they are. */
+struct subject {
+    struct netns_id netns;
+    u64 class;
+    u64 who;
+    u32 kind;
+    u32 syscall;
+    u32 pid;  /* with WHO_IS_KNOWN */
+    u32 slot; /* of the map verdicts: this and what follows the flow is not for programs to fill in */
+    struct comm comm;
+    struct flow flow; /* of family 0 where there is none */
+    const u64 *like; /* what was asked about it: LIKE_SHORT words */
+    u64 filters; /* the word of the map filters */
+    u64 chance;
+    u64 now;  /* ns; 0: nobody has asked */
+    u64 wake; /* how the ring is to wake its reader */
+};
+
+/* Of what sort an event is. By value: what a program knows as a constant is one wherever it is asked for. */
+struct sort {
+    u64 class;
+    u64 who;
+    u64 family;  /* of its flow, 0: it has none */
+    u64 arrived; /* 1: it is counted by the flow's source, as dropped packets are, else by its destination */
+};
+
+/* In the lower half which filter maps have a rule for the class and what is counted of it, in the upper half the generation: a
+ * number that is another one after every change of a configured rule, or of a ratio while there is one. */
+SHAPE(filters, u32, u64);
+
+#define ALL 0xffffffffU
+
+/* Chances are in 1/2^32, so that 1 has a number of its own. There are no branches in this arithmetic, and nothing in it that
+ * the verifier knows: else it would follow each combination of what rules may have said, which are too many. */
+#define WHOLE (1ULL << 32)
+INLINE u64 chance_of(u32 ratio) {
+    return (u64)ratio + (((u64)ratio + 1) >> 32);
+}
 
 /* What rules say about one subject, for the classes of three masks. `thins`: what the class' ratio leaves; 0 filters. `instead`:
  * in place of the class' ratio; 0 filters. `learned`: the class' ratio is no higher than this, for events of which neither of
@@ -34,12 +81,21 @@ enum filter {
     FILTER_PORT = 8,
     FILTER_SYSCALL = 16,
     FILTER_NETNS = 32,
-    FILTER_CGROUP = 64
+    FILTER_CGROUP = 64,
+    FILTER_OWN = 128 /* beside FILTER_PREFIX: it is not learned rules alone, which ask for the address that is counted by */
 };
-#define FILTERS 127
+#define FILTERS 255
 /* Beside them in the same word: what is counted by key. */
 enum counting { COUNT_NETNS = 1 << 16, COUNT_COMM = 1 << 17, COUNT_PREFIX = 1 << 18, COUNT_QUOTA = 1 << 19 };
-#define COUNTS 7 /* of the first three, shifted down */
+#define COUNTS (COUNT_NETNS | COUNT_COMM | COUNT_PREFIX)
+
+/* What of these has to do with an event. */
+INLINE u64 asked_of(u64 filters, struct sort sort) {
+    u64 somebody = (sort.who >> 1) - 1, flow = 0 - ((sort.family + 63) >> 6); /* all ones, else 0: address families are below 64 */
+    return filters & (FILTER_NETNS | COUNT_NETNS | FILTER_SYSCALL | FILTER_CGROUP |
+                      ((FILTER_PID | FILTER_COMM | COUNT_COMM) & somebody) |
+                      ((FILTER_PREFIX | FILTER_OWN | FILTER_PORT | COUNT_PREFIX) & flow));
+}
 
 /* What one key (a namespace, a command, an address) sent, per CPU; critical classes are neither counted nor thinned by key.
  * Counts wrap: whoever reads them asks for differences. */
@@ -51,46 +107,63 @@ struct key_load {
 _Static_assert(CLASSES - FIRST_COUNTED <= 6, "a class has no place in struct key_load");
 
 /* What rules and counts by key ask about an event, in words, since it is made and compared in registers: what nobody asks
- * about is 0. From LIKE_OWN on is what LONG kinds of rules alone ask: where there is none of these, that is left as it is. */
+ * about is 0. */
 enum like {
     LIKE_COOKIE,
-    LIKE_WHAT, /* inode of the namespace, class, kinds of rules and of keys that have to do with it: 32, 8, 8, 8 bits */
+    LIKE_WHAT, /* inode of the namespace, class, what it is counted by and LONG kinds that are asked: 32, 8, 24 bits */
     LIKE_COMM,
     LIKE_PEER = LIKE_COMM + 2, /* the address that is counted by: of a dropped packet its sender, of a socket its peer */
-    LIKE_OWN = LIKE_PEER + 2,  /* the other one */
-    LIKE_PORTS = LIKE_OWN + 2, /* source, destination: 16 bits each */
-    LIKE_WHO,                  /* PID, system call: 32 bits each */
-    LIKE_CGROUP,
-    LIKE_WORDS
+    LIKE_SHORT = LIKE_PEER + 2
 };
-#define LIKE_SHORT LIKE_OWN
-#define LONG (FILTER_PID | FILTER_PREFIX | FILTER_PORT | FILTER_SYSCALL | FILTER_CGROUP)
+/* What LONG kinds of rules alone ask: where there is none of these, it is left as it is. */
+enum longer {
+    LONGER_OWN, /* the other address */
+    LONGER_PORTS = LONGER_OWN + 2, /* source, destination: 16 bits each */
+    LONGER_WHO,                    /* PID, system call: 32 bits each */
+    LONGER_CGROUP,
+    LONGER_WORDS
+};
+#define LONG (FILTER_PID | FILTER_OWN | FILTER_PORT | FILTER_SYSCALL | FILTER_CGROUP)
 #define CLASS_OF(like) ((like)[LIKE_WHAT] >> 32 & 15)
-#define ASKED_OF(like) ((like)[LIKE_WHAT] >> 40 & FILTERS)
+#define REST_OF(like) ((like)[LIKE_WHAT] >> 40) /* bits of enum filter and enum counting */
 #define NETNS_OF(like) {.cookie = (like)[LIKE_COOKIE], .inum = (like)[LIKE_WHAT]}
-#define COUNTED_OF(like) ((like)[LIKE_WHAT] >> 48 & COUNTS)
 
-/* What the last event said of all that are like it: two cache lines, in places of each CPU's own, of which the second is for
- * LONG kinds of rules, and for what met a rule. Where caches are cold, and so are those of the instructions, each line counts. */
+/* What the last event said of all that are like it, and how many there were: two cache lines, in places of each CPU's own, of
+ * which the second is for LONG kinds of rules, and for what met a rule. Where caches are cold, and so are those of the
+ * instructions, each line counts. User space reads `pending`, while the place is not busy, and adds it to the counts; and it makes
+ * `generation` 0 where a learned rule has changed that has to do with the place. */
 #define RULES_MET 9 /* kinds, of prefixes and ports two */
-#define FEWEST_SETTLED 16 /* at a time; then twice as many each time, up to */
-#define MOST_SETTLED 64
-#define FILTERED (~0ULL)
 struct verdict {
     u64 like[LIKE_SHORT];
-    u64 chance;     /* or FILTERED */
-    u32 generation; /* of the rules that were asked */
+    u32 pending;    /* events that are not in the counts of their keys and learned rules */
+    u32 generation; /* of the rules that were asked; 0: to be decided anew */
+    u32 ratio;      /* as in struct event; a ceiling for the class' ratio, where no configured rule was met */
     u8 busy;
-    u8 pending; /* events that are not in the counts of their keys yet */
-    u8 settled; /* how many are added to these at a time */
-    u8 configured; /* rules that it met */
-    u64 longer[LIKE_WORDS - LIKE_SHORT];
+    u8 special; /* FILTERED, CONFIGURED: something is to be done for each event */
+    u8 learned; /* rules that it met */
+    u8 rules;   /* likewise, the configured ones too */
+    u64 longer[LONGER_WORDS];
     u16 met[RULES_MET]; /* their slots, each doubled, and 1 more where the rule is learned */
-    u8 rules; /* that it met, the learned ones too */
 };
-#define VERDICTS_OF_A_CPU (512 + 1)
+#define FILTERED 1
+#define CONFIGURED 2
+#define VERDICTS_OF_A_CPU (1024 + 1)
 _Static_assert(sizeof(struct verdict) == 128, "a verdict is two cache lines");
 _Static_assert(__builtin_offsetof(struct verdict, longer) == 64, "what is asked of each event is in the first");
+
+/* An event has two places on a CPU, an even one and an odd one, which have nothing to do with each other: so few keys find both
+ * taken, and what is in an even one is safe from those that find theirs taken. */
+INLINE u32 places_of(const u64 *like, u64 hash) {
+    hash += (like[LIKE_COOKIE] ^ like[LIKE_COMM]) * 0x2c1b3c6d;
+    hash += (like[LIKE_WHAT] ^ like[LIKE_COMM + 1] ^ like[LIKE_PEER]) * 0x33a91ad9;
+    hash += like[LIKE_PEER + 1] * 0x3b36f945;
+    hash ^= hash >> 32;
+    return hash * 0x9e3779b1U;
+}
+INLINE u32 place_of(u32 places, u32 way) {
+    return bpf_get_smp_processor_id() * VERDICTS_OF_A_CPU + (way ? places >> 11 & 1022 | 1 : places >> 22 & ~1U);
+}
+_Static_assert(VERDICTS_OF_A_CPU == 1024 + 1, "place_of has ten bits, and there is a spare place");
 
 SHAPE(verdicts, u32, struct verdict);
 SHAPE(filter_pid, u32, struct rule);
@@ -142,13 +215,16 @@ INLINE int by_quota(struct subject *about) {
 
 /* What a verdict says, whose place is free again after this: 0: the event is filtered. */
 INLINE int judged(struct subject *about, struct verdict *verdict) {
-    u64 chance = verdict->chance;
-    if (SELDOM(verdict->configured))
+    u32 special = verdict->special, ratio = verdict->ratio;
+    verdict->pending += ~special & FILTERED;
+    if (special & CONFIGURED)
         count_matches(verdict);
     BARRIER();
     verdict->busy = 0;
-    about->chance = chance;
-    return SELDOM(chance == FILTERED) ? 0 : by_quota(about);
+    if (special & FILTERED)
+        return 0;
+    about->chance = special ? chance_of(ratio) : smaller(about->chance, chance_of(ratio));
+    return by_quota(about);
 }
 
 #endif

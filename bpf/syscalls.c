@@ -16,7 +16,7 @@ struct syscall_event {
 };
 
 int syscall_enter(unsigned long long *ctx) {
-    struct subject about = {.class = SYSCALL};
+    struct subject about = {};
     u32 number = ctx[1], zero = EXPORTER_TGID;
     u32 *named = map_lookup(MAP(syscalls), &number);
     u64 *exporter;
@@ -28,7 +28,7 @@ int syscall_enter(unsigned long long *ctx) {
         return 0;
     netns_load_current(&about.netns);
     about.syscall = number;
-    event = event_reserve(&about, sizeof(*event));
+    event = event_reserve(&about, (struct sort){SYSCALL, WHO_RUNS}, sizeof(*event));
     if (!event)
         return 0;
     event->number = number;

@@ -113,17 +113,18 @@ struct tcp_change {
     u64 since; /* when what ends here began; 0: not known */
 };
 
-INLINE void tell(const struct sock *sk, struct tcp_change *change, u64 nothing) {
+INLINE void tell(const struct sock *sk, struct tcp_change *change, struct sort sort, u64 nothing) {
     struct tcp_event *event;
     if (sk)
         flow_of_socket(sk, &change->about.flow);
-    change->about.class += nothing;
+    sort.class += nothing;
+    sort.family = change->about.flow.family + nothing;
     change->about.kind += nothing;
     change->about.pid += nothing;
     change->about.comm.words[0] += nothing;
     change->about.comm.words[1] += nothing;
     change->direction += nothing;
-    event = event_reserve(&change->about, sizeof(*event));
+    event = event_reserve(&change->about, sort, sizeof(*event));
     if (!event)
         return;
     event->flow = change->about.flow;
@@ -250,7 +251,7 @@ int tcp_state(unsigned long long *ctx) {
             return 0;
         netns_of_socket(sk, &change.about.netns);
     }
-    tell(sk, &change, NOTHING(ctx[1]));
+    tell(sk, &change, (struct sort){change.about.class, change.about.who}, NOTHING(ctx[1]));
     return 0;
 }
 
@@ -260,12 +261,10 @@ int tcp_retransmit(unsigned long long *ctx) {
     struct net *net;
     if (!sk)
         return 0;
-    change.about.class = TCP_FAULT;
     change.about.kind = KIND_RETRANSMITTED;
-    change.about.who = WHO_IS_NOBODY;
     net = netns_of_socket(sk, &change.about.netns);
     count_tcp(net, &change.about.netns, RETRANSMITTED);
-    tell(sk, &change, 0);
+    tell(sk, &change, (struct sort){TCP_FAULT, WHO_IS_NOBODY}, NOTHING(change.about.netns.cookie));
     return 0;
 }
 
@@ -275,9 +274,7 @@ int tcp_reset(unsigned long long *ctx) {
     struct sk_buff *skb = ARGUMENT(sk_buff, ctx[1]);
     struct tcp_change change = {.direction = OUTGOING};
     struct net *net = 0;
-    change.about.class = TCP_FAULT;
     change.about.kind = KIND_RESET_SENT;
-    change.about.who = WHO_IS_NOBODY;
     if (sk) {
         net = netns_of_socket(sk, &change.about.netns);
     } else if (skb) {
@@ -286,6 +283,6 @@ int tcp_reset(unsigned long long *ctx) {
             net = device->nd_net.net;
     }
     count_tcp(net, &change.about.netns, RESET_SENT);
-    tell(sk, &change, 0);
+    tell(sk, &change, (struct sort){TCP_FAULT, WHO_IS_NOBODY}, NOTHING(change.about.netns.cookie));
     return 0;
 }

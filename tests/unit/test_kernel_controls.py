@@ -2,21 +2,23 @@
 
 import ctypes
 import errno
+import mmap
 import os
 import re
 import select
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.host.timer import Timer
-from exporter.monitors.kernel import consumer, controls, events, programs
+from exporter.monitors.kernel import consumer, controls, events, programs, verdicts
 from exporter.monitors.kernel.consumer import Bell, Tally
 from exporter.monitors.kernel.controls import Controls, Rule
 from exporter.monitors.kernel.shapes import CLASSES, THINNED
@@ -27,6 +29,7 @@ CPUS = 2
 KEY = "4026532001:41"
 DROP = CLASSES.index("packet_drop")
 LEARNED = "learned"
+PLACES = 4
 
 
 class FakeMap:
@@ -34,6 +37,7 @@ class FakeMap:
 
     def __init__(self, shape: programs.MapShape) -> None:
         self.name, self.value_size = shape.name, shape.value
+        self.descriptor: Any = shape.name  # stands for one, but for memory that is mapped
         self.capacity = shape.entries if isinstance(shape.entries, int) else 1 << 20
         per_cpu = shape.type in {programs.PERCPU_ARRAY, programs.PERCPU_HASH, programs.LRU_PERCPU_HASH}
         self.width = shape.value * (CPUS if per_cpu else 1)
@@ -62,15 +66,60 @@ class FakeMap:
         return tuple(sum(words[word::width]) for word in range(width))
 
 
+class Places:
+    """Memory of the map `verdicts`, into which a program says what it likes."""
+
+    def __init__(self, count: int) -> None:
+        self.descriptor = os.memfd_create("verdicts")
+        os.truncate(self.descriptor, count * verdicts.PLACE.size)
+        self.memory = mmap.mmap(self.descriptor, 0)
+
+    def say(
+        self,
+        place: int,
+        about: Sequence[Rule],
+        pending: int,
+        class_: int = DROP,
+        *,
+        busy: int = 0,
+        slots: Sequence[int] = (),
+    ) -> None:
+        """Write a place about events of these subjects, by all of which they are counted."""
+        keys = {rule.kind: controls._key(rule) for rule in about}
+        cookie, inum = controls._NETNS.unpack(keys.get("netns", bytes(16)))
+        what = inum | class_ << 32 | sum(controls._COUNTING[kind] for kind in keys) << 40
+        self.memory[place * verdicts.PLACE.size : (place + 1) * verdicts.PLACE.size] = verdicts.PLACE.pack(
+            *(cookie, what, keys.get("comm", b""), keys.get("prefix", b"")[4:], pending),
+            *(1, controls._ALL, busy, 0, len(slots), len(slots)),
+            *(slot << 1 | 1 for slot in slots),
+            *[0] * (9 - len(slots)),
+        )
+
+    @property
+    def generations(self) -> list[int]:
+        """Of each place; 0: it is to be decided anew."""
+        return [place[5] for place in verdicts.PLACE.iter_unpack(self.memory)]
+
+
 @pytest.fixture
-def maps(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeMap]:
+def places() -> Iterator[Places]:
+    made = Places(PLACES)
+    yield made
+    os.close(made.descriptor)
+
+
+@pytest.fixture
+def maps(monkeypatch: pytest.MonkeyPatch, places: Places) -> dict[str, FakeMap]:
     found = {shape.name: FakeMap(shape) for shape in programs.COMMON.maps}
-    monkeypatch.setattr(controls, "Map", lambda name: found[name])
+    found["verdicts"].capacity = PLACES
+    found["verdicts"].descriptor = places.descriptor
+    by_descriptor = {one.descriptor: one for one in found.values()}
+    monkeypatch.setattr(controls, "Map", by_descriptor.__getitem__)
     return found
 
 
 def _made(maps: dict[str, FakeMap], *counted: str, quota: int = 0) -> Controls:
-    return Controls({name: name for name in maps}, counted, quota)  # type: ignore[arg-type] - names for descriptors
+    return Controls({name: one.descriptor for name, one in maps.items()}, counted, quota)
 
 
 def _flags(maps: dict[str, FakeMap], class_: str = "packet_drop") -> tuple[int, int]:
@@ -120,7 +169,7 @@ def test_a_rule_is_written_for_its_classes(maps: dict[str, FakeMap]) -> None:
 
 
 def test_what_the_programs_said_holds_until_something_changes(maps: dict[str, FakeMap]) -> None:
-    """The generation is another one after each change of a ratio or a rule, by other controls too, else the same."""
+    """The generation is another one after a change of a configured rule, or of a ratio beside one, else the same."""
     made, rule = _made(maps), Rule("netns", KEY, ("packet_drop",), 0.25)
     seen = [_flags(maps)[1]]
 
@@ -135,13 +184,59 @@ def test_what_the_programs_said_holds_until_something_changes(maps: dict[str, Fa
     assert not changes(lambda: made.apply({"exec": 0.5}, [rule]))
     assert changes(lambda: made.apply({"exec": 0.25}, [rule]))
     assert changes(lambda: made.apply({}, [replace(rule, ratio=0.5)]))
-    assert changes(lambda: made.apply({}, ()))
     assert changes(lambda: made.set_ratio("exec", 1.0))
+    assert changes(lambda: made.apply({}, ()))
+    assert not changes(lambda: made.set_ratio("exec", 0.5)), "what a program says is a ceiling for it"
+    assert not changes(lambda: made.apply({}, [replace(rule, origin=LEARNED)]))
+    assert not changes(lambda: made.apply({}, ()))
+    assert changes(lambda: made.apply({}, [Rule("prefix", "10.0.0.0/8", ratio=0.5, origin=LEARNED)])), "no key"
     assert changes(lambda: _made(maps))
     last = (1 << 64) - 1
+    made.apply({}, ())
     maps["filters"].put(controls._u32(DROP), last.to_bytes(8, sys.byteorder))
-    made.set_ratio("exec", 0.0)
+    made.apply({}, [rule])
     assert _flags(maps)[1] == 1, "0 again is left out"
+
+
+def test_a_learned_rule_has_its_own_keys_decided_anew(maps: dict[str, FakeMap], places: Places) -> None:
+    """And once more later, for what a program was deciding meanwhile; what is about others is left alone."""
+    made = _made(maps)
+    mine, other = Rule("netns", KEY, ratio=0.5, origin=LEARNED), Rule("netns", "4026532001:42")
+    command, address = Rule("comm", "nginx", ratio=0.5, origin=LEARNED), Rule("prefix", "10.0.0.1", origin=LEARNED)
+    for place, about in enumerate(([mine, command], [other], [other, command], [other, address])):
+        places.say(place, about, 0)
+    made.apply({}, [mine])
+    assert places.generations == [0, 1, 1, 1]
+    made.apply({}, [mine, replace(address, ratio=0.5)])
+    assert places.generations == [0, 1, 1, 0]
+    places.say(3, [other, address], 0)
+    made.observe()
+    assert places.generations == [0, 1, 1, 0]
+    places.say(3, [other, address], 0)
+    made.observe()
+    assert places.generations == [0, 1, 1, 1]
+    made.apply({}, [replace(command, ratio=0.25)])
+    assert places.generations == [0, 1, 0, 0], "what has no rule any more, too"
+
+
+def test_of_addresses_learned_rules_ask_for_one_side(maps: dict[str, FakeMap]) -> None:
+    """A configured rule is about both sides; one that is learned within its prefix would hide it, and is left out."""
+    made = _made(maps)
+    learned = Rule("prefix", "10.1.2.3", ("packet_drop",), 0.5, LEARNED)
+    made.apply({}, [learned])
+    assert _flags(maps)[0] == 4
+    wider = Rule("prefix", "10.0.0.0/8", ("packet_drop",), 0.5)
+    assert made.apply({}, [learned, wider]) == []
+    assert (_flags(maps)[0], made.rules) == (4 | 128, (wider,))
+    made.apply({}, [learned, replace(wider, classes=("connection",)), replace(wider, subject="2001:db8::/32")])
+    assert learned in made.rules
+
+
+def test_events_are_asked_for_what_they_have(maps: dict[str, FakeMap]) -> None:
+    """A rule for all classes by PID concerns no packet, one by address no system call."""
+    _made(maps).apply({}, [Rule("pid", 1), Rule("prefix", "10.0.0.1"), Rule("syscall", 3), Rule("cgroup", 7)])
+    found = {class_: _flags(maps, class_)[0] for class_ in ("packet_drop", "tcp_fault", "exec", "syscall")}
+    assert found == {"packet_drop": 4 | 128, "tcp_fault": 1 | 4 | 128, "exec": 1 | 64, "syscall": 1 | 16 | 64}
 
 
 def test_per_class_the_configured_rule_wins_and_of_several_the_lowest(maps: dict[str, FakeMap]) -> None:
@@ -239,6 +334,68 @@ def test_counts_by_key_are_differences(maps: dict[str, FakeMap]) -> None:
     maps["load_netns"].put(key, _load(5))
     assert made.observe().keys["packet_drop"] == {("netns", KEY): 5}
     assert made.observe().keys["packet_drop"] == {}
+
+
+def test_what_is_pending_counts_and_is_told_once(maps: dict[str, FakeMap], places: Places) -> None:
+    """In places of two CPUs; when a program moves it to the map, or is about to; when the key is put out of that."""
+    rule = Rule("netns", KEY)
+    key, told = controls._key(rule), []
+    places.say(0, [rule], 5)
+    made = _made(maps, "netns")
+
+    def gained() -> int:
+        return made.observe().keys["packet_drop"].get(("netns", KEY), 0)
+
+    assert gained() == 0, "what was pending before is not told"
+    places.say(0, [rule], 25)
+    places.say(3, [rule], 3)
+    assert gained() == 23
+    places.say(0, [Rule("netns", "1:1")], 999, busy=1)
+    assert gained() == 0, "a program is at work in it: it counts as it was"
+    maps["load_netns"].put(key, _load(25))
+    assert gained() == 25, "there and here: it is read twice, so what is to come is told before"
+    places.say(0, [Rule("netns", "1:1")], 1)
+    places.say(3, [rule], 28)
+    assert gained() == 0
+    places.say(3, [rule], 30)
+    assert gained() == 2
+    maps["load_netns"].delete(key)
+    assert gained() == 0, "put out"
+    maps["load_netns"].put(key, _load(4))
+    told += [gained(), gained()]
+    places.say(3, [rule], 31)
+    assert [*told, gained()] == [4, 0, 1]
+
+
+def test_places_are_read_by_all_that_they_are_counted_by(maps: dict[str, FakeMap], places: Places) -> None:
+    """One place counts for its namespace, command and address; an address that is not there is none."""
+    made = _made(maps, *controls.COUNTED_KINDS)
+    about = [Rule("netns", KEY), Rule("comm", "nginx"), Rule("prefix", "192.0.2.7")]
+    places.say(1, about, 23)
+    places.say(2, [Rule("prefix", "::")], 7)
+    keys = made.observe().keys
+    assert keys["packet_drop"] == {("netns", KEY): 23, ("comm", "nginx"): 23, ("prefix", "192.0.2.7"): 23}
+    places.say(1, about, 30, CLASSES.index("syscall"))
+    assert made.observe().keys["syscall"]["comm", "nginx"] == 30
+
+
+def test_what_a_learned_rule_met_is_never_taken_back(maps: dict[str, FakeMap], places: Places) -> None:
+    """Counted and pending together; and no other rule gets a slot that is still mentioned."""
+    made, rule = _made(maps), Rule("netns", KEY, ("packet_drop",), 0.25, LEARNED)
+    made.apply({}, [rule])
+    slot = _rule(maps, "netns")[3]
+    places.say(0, [rule], 20, slots=[slot])
+    assert made.matches() == {rule: 20}
+    maps["rule_matches"].put(controls._u32(slot), struct.pack("=4Q", 0, 2, 0, 1))
+    assert made.matches() == {rule: 23}
+    places.say(0, [rule], 2, slots=[slot])
+    assert made.matches() == {rule: 23}
+    places.say(0, [rule], 22, slots=[slot])
+    assert made.matches() == {rule: 25}
+    made.apply({}, ())
+    others = [Rule("pid", number) for number in range(1000)]
+    assert made.apply({}, others) == []
+    assert slot not in {controls._RULE.unpack(value)[3] for _, value in maps["filter_pid"].items()}
 
 
 def test_of_many_keys_the_heaviest_are_told(maps: dict[str, FakeMap]) -> None:

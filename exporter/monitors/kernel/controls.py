@@ -12,11 +12,12 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from exporter.host.bpf import Map
 from exporter.monitors.kernel.events import address, netns_key
 from exporter.monitors.kernel.shapes import CLASSES, THINNED
+from exporter.monitors.kernel.verdicts import Keys, Verdicts
 
 _RULE = struct.Struct("=IIII16I")  # struct rule: masks thins, instead, learned; slot; ratios
 _NETNS = struct.Struct("=QIxxxx")  # struct netns_id: cookie, inum
@@ -30,6 +31,14 @@ _BITS = {  # enum filter of rules.h, in its order
     "syscall": 16,
     "netns": 32,
     "cgroup": 64,
+}
+_BOTH_SIDES = 128  # FILTER_OWN: of addresses, learned rules ask for one side alone
+_SOMEBODY, _FLOW = ("pid", "comm", "netns"), ("prefix", "port")
+_ASKED = {  # what events of a class have to do with: nothing else is asked about them
+    "packet_drop": {"netns", *_FLOW},
+    "exec": {*_SOMEBODY, "cgroup"},
+    "syscall": {*_SOMEBODY, "cgroup", "syscall"},
+    **{class_: {*_SOMEBODY, *_FLOW} for class_ in ("tcp_fault", "connection", "connection_close")},
 }
 _COUNTING = {"netns": 1 << 16, "comm": 1 << 17, "prefix": 1 << 18}  # enum counting
 _COUNT_QUOTA = 1 << 19
@@ -98,24 +107,28 @@ class Controls:
         self._entries: dict[tuple[str, bytes], bytes] = {}
         self._slots: dict[tuple[str, bytes], int] = {}
         self._free = list(range(self._matches.capacity))
+        self._verdicts = Verdicts(maps["verdicts"], Map(maps["verdicts"]).capacity)
+        self._met: dict[int, int] = {}
+        self._forgotten: set[tuple[str, bytes]] = set()
         self._rules: tuple[Rule, ...] = ()
         kinds = dict.fromkeys((*counted, *(["netns"] if quota else [])))
         if not kinds.keys() <= _COUNTING.keys():
             raise ValueError(f"keys are counted by {', '.join(COUNTED_KINDS)}, not by {', '.join(kinds)}")
         self._loads = {kind: _Loads(kind, Map(maps[f"load_{kind}"])) for kind in kinds}
+        self._gained()  # what was counted for somebody before
         self._totals = self._read_account()
         Map(maps["constants"]).put(_u32(_QUOTA), quota.to_bytes(8, sys.byteorder))
         self._counting = sum(_COUNTING[kind] for kind in kinds)
         if quota:
             self._counting += _COUNT_QUOTA
-        self._publish()
+        self._publish(anew=True)
 
     # What is written.
 
     def set_ratio(self, class_: str, ratio: float) -> None:
         """Keep this share (0 to 1) of a class' events. Raises ValueError for an unknown class or share."""
         if self._put_ratio(class_, ratio):
-            self._publish()
+            self._renew(self._entries, ratios=True)
 
     def ratio(self, class_: str) -> float:
         """Give the share of a class' events that is kept."""
@@ -131,9 +144,10 @@ class Controls:
         before = dict(self._entries)
         changed = [class_ for class_, ratio in ratios.items() if self._put_ratio(class_, ratio)]
         refused: list[tuple[Rule, str]] = []
+        rules = list(rules)
         wanted: dict[tuple[str, bytes], list[Rule]] = defaultdict(list)
         for rule in rules:
-            if rule.expires <= now:
+            if rule.expires <= now or (rule.origin == "learned" and _is_spoken_of(rule, rules)):
                 continue
             try:
                 _in_32_bits(rule.ratio)
@@ -145,7 +159,8 @@ class Controls:
         for entry in ended:
             self._drop(entry)
         if ended:
-            self._publish()  # before others have their places
+            self._renew(before)  # before others have their slots
+        self._find_slots(wanted.keys() - self._slots.keys())
         for entry, about in wanted.items():
             try:
                 self._write(entry, about)
@@ -154,7 +169,7 @@ class Controls:
                 self._drop(entry)
         self._rules = tuple(rule for entry in self._slots for rule in wanted[entry])
         if changed or self._entries != before:
-            self._publish()
+            self._renew(before, ratios=bool(changed))
         return refused
 
     def _put_ratio(self, class_: str, ratio: float) -> bool:
@@ -168,14 +183,22 @@ class Controls:
     def _write(self, entry: tuple[str, bytes], rules: Iterable[Rule]) -> None:
         """Write what is said about one subject, where it is news. Raises OSError where there is no room."""
         if entry not in self._slots:
-            if not self._free:
-                raise OSError(errno.E2BIG, f"{self._matches.capacity} rules are in force")
-            self._slots[entry] = self._free.pop()
-            _clear(self._matches, self._slots[entry])
+            raise OSError(errno.E2BIG, f"{self._matches.capacity} rules are in force")
         value = _packed(rules, self._slots[entry])
         if self._entries.get(entry) != value:
             self._maps[entry[0]].put(entry[1], value)
             self._entries[entry] = value
+
+    def _find_slots(self, entries: Iterable[tuple[str, bytes]]) -> None:
+        """Give subjects a slot each, as far as there are any: those first of which no event is pending."""
+        if entries:
+            _, pending = self._verdicts.pending()
+            self._free.sort(key=pending.__contains__, reverse=True)
+        for entry in entries:
+            if self._free:
+                self._slots[entry] = slot = self._free.pop()
+                _clear(self._matches, slot)
+                self._met.pop(slot, None)
 
     def _drop(self, entry: tuple[str, bytes]) -> None:
         if self._entries.pop(entry, None):
@@ -183,18 +206,34 @@ class Controls:
         if entry in self._slots:
             self._free.append(self._slots.pop(entry))
 
-    def _publish(self) -> None:
-        """Tell the programs which maps are worth a look, and that what they said of events before holds no longer.
+    def _renew(self, before: Mapping[tuple[str, bytes], bytes], *, ratios: bool = False) -> None:
+        """Have the programs decide anew on events that have to do with what has changed: last, when all is written.
 
-        Last, when all else is written: what a program says meanwhile has the generation before, and is not used again.
+        A learned rule has to do with what is counted by its key; of configured ones, all is decided anew, with another
+        generation: what a program says meanwhile has the one before, and is not used again.
         """
+        changed = {entry for entry, _ in before.items() ^ self._entries.items()}
+        values = [rules.get(entry) for rules in (before, self._entries) for entry in changed]
+        if ratios:
+            values += self._entries.values()
+        anew = any(map(_is_configured, values)) or not all(map(_is_counted, changed))
+        self._publish(anew=anew)
+        if not anew:
+            self._verdicts.forget(changed)
+            self._forgotten |= changed
+
+    def _publish(self, *, anew: bool) -> None:
+        """Tell the programs which maps are worth a look; and that nothing that they said of events holds any longer."""
         kinds: dict[str, set[str]] = {class_: set() for class_ in THINNED}
+        both = dict.fromkeys(THINNED, False)
         for rule in self._rules:
-            for class_ in kinds.keys() & rule.classes:
+            for class_ in (class_ for class_ in rule.classes if rule.kind in _ASKED.get(class_, ())):
                 kinds[class_].add(rule.kind)
-        generation = (_int(self._filters.get(_u32(CLASSES.index(THINNED[0])))) >> 32) + 1
+                both[class_] |= rule.kind == "prefix" and rule.origin == "configured"
+        generation = (_int(self._filters.get(_u32(CLASSES.index(THINNED[0])))) >> 32) + anew
         for class_, about in kinds.items():
-            bits = self._counting | sum(map(_BITS.__getitem__, about)) | (generation % _WRAP or 1) << 32
+            bits = self._counting | sum(map(_BITS.__getitem__, about)) | both[class_] * _BOTH_SIDES
+            bits |= (generation % _WRAP or 1) << 32
             self._filters.put(_u32(_class(class_)), bits.to_bytes(8, sys.byteorder))
 
     # What is read.
@@ -207,9 +246,11 @@ class Controls:
     def matches(self) -> dict[Rule, int]:
         """Give the rules in force, each with how many events its subject's rules of its origin met."""
         found = {}
+        _, pending = self._verdicts.pending()
         for rule in self._rules:
-            value = self._matches.get(_u32(self._slots[rule.kind, _key(rule)])) or b""
-            configured, learned = self._matches.total(value)
+            slot = self._slots[rule.kind, _key(rule)]
+            configured, learned = self._matches.total(self._matches.get(_u32(slot)) or b"")
+            self._met[slot] = learned = max(learned + pending[slot], self._met.get(slot, 0))
             found[rule] = configured if rule.origin == "configured" else learned
         return found
 
@@ -226,13 +267,20 @@ class Controls:
             name: {class_: total[number] - before[class_][number] for class_, total in self._totals.items()}
             for number, name in enumerate(_ACCOUNT)
         }
-        keys: dict[str, dict[Key, int]] = {class_: {} for class_ in THINNED}
-        for loads in self._loads.values():
-            for class_, heaviest in loads.gained().items():
-                keys[class_] |= heaviest
-        ring = self.fill()
+        self._verdicts.forget(self._forgotten)
+        self._forgotten.clear()
+        keys, ring = self._gained(), self.fill()
         _clear(self._fullest, 0)
         return Counts(**account, keys=keys, ring=ring)
+
+    def _gained(self) -> dict[str, dict[Key, int]]:
+        """Say what keys sent since the last call; what is pending is read before the counts that it is added to."""
+        keys: dict[str, dict[Key, int]] = {class_: {} for class_ in THINNED}
+        pending, _ = self._verdicts.pending()
+        for kind, loads in self._loads.items():
+            for class_, heaviest in loads.gained(pending[kind]).items():
+                keys[class_] |= heaviest
+        return keys
 
     def _read_account(self) -> dict[str, tuple[int, ...]]:
         return {
@@ -245,33 +293,57 @@ class _Loads:
 
     def __init__(self, kind: str, map_: Map) -> None:
         self._kind, self._map = kind, map_
-        self._before: dict[bytes, tuple[bytes, tuple[int, ...]]] = {}
-        self.gained()  # what was counted for somebody before
+        self._before: dict[bytes, _Load] = {}
 
-    def gained(self) -> dict[str, dict[Key, int]]:
-        """Give what each class' heaviest keys sent since the last call. What has not changed is not even added up."""
+    def gained(self, pending: Keys) -> dict[str, dict[Key, int]]:
+        """Give what each class' heaviest keys sent since the last call. What has not changed is not even added up.
+
+        What a program moved from pending to the map between two readings was read twice: then less is told next time.
+        """
         gains: list[list[tuple[int, bytes]]] = [[] for _ in THINNED]
-        read = {}
-        for key, value in self._map.items():
-            raw, counts = self._before.get(key, (b"", (0,) * len(THINNED)))
-            if raw != value:
-                before, counts = counts, self._counts(value)
-                gain = [(new - old) % _WRAP for new, old in zip(counts, before, strict=True)]
-                if max(gain) >= _WRAP // 2:  # no key sends 2^31 events in between: it was put out, and came back
-                    gain = list(counts)
-                for number, amount in enumerate(gain):
-                    if amount:
-                        gains[number].append((amount, key))
-            read[key] = value, counts
+        entries, read = dict(self._map.items()), {}
+        for key in entries.keys() | pending.keys():
+            before, value, here = self._before.get(key, _NO_LOAD), entries.get(key, b""), pending.get(key, _NOTHING)
+            if before.value == value and before.pending == here:
+                read[key] = before
+                continue
+            counts, told = self._counts(value) if value else _NOTHING, before.told
+            if any(_decrease(new, old) for new, old in zip(counts, before.counts, strict=True)):  # it was put out
+                told = [(amount - old) % _WRAP for amount, old in zip(told, before.counts, strict=True)]
+            total = [(counted + more) % _WRAP for counted, more in zip(counts, here, strict=True)]
+            for number, (new, old) in enumerate(zip(total, told, strict=True)):
+                if key in self._before and _decrease(new, old):
+                    total[number] = old
+                elif new != old:
+                    gains[number].append(((new - old) % _WRAP, key))
+            read[key] = _Load(value, counts, here, total)
         self._before = read
         return {
             class_: {(self._kind, _subject(self._kind, key)): amount for amount, key in heapq.nlargest(_HEAVIEST, gain)}
             for class_, gain in zip(THINNED, gains, strict=True)
         }
 
-    def _counts(self, value: bytes) -> tuple[int, ...]:
+    def _counts(self, value: bytes) -> list[int]:
         words = memoryview(value).cast("I")
-        return tuple(sum(words[number :: self._map.value_size // 4]) % _WRAP for number in range(len(THINNED)))
+        return [sum(words[number :: self._map.value_size // 4]) % _WRAP for number in range(len(THINNED))]
+
+
+class _Load(NamedTuple):
+    """What was read of a key: its entry, the counts in there, what was pending, and what was told of it in all."""
+
+    value: bytes
+    counts: list[int]
+    pending: list[int]
+    told: list[int]
+
+
+_NOTHING = [0] * len(THINNED)
+_NO_LOAD = _Load(b"", _NOTHING, _NOTHING, _NOTHING)
+
+
+def _decrease(new: int, old: int) -> bool:
+    """Compare two counts that wrap: no key sends 2^31 events in between."""
+    return (new - old) % _WRAP >= _WRAP // 2
 
 
 def _u32(number: int) -> bytes:
@@ -312,6 +384,32 @@ def _packed(rules: Iterable[Rule], slot: int) -> bytes:
             masks[sort] |= 1 << number
             ratios[number] = _in_32_bits(rule.ratio)
     return _RULE.pack(*masks.values(), slot, *ratios)
+
+
+def _is_configured(value: bytes | None) -> bool:
+    """Say whether a struct rule has configured rules in it."""
+    return any((value or b"")[:8])
+
+
+def _is_counted(entry: tuple[str, bytes]) -> bool:
+    """Say whether it is a key that events are counted by: a container, a command, one address."""
+    kind, key = entry
+    return kind in _COUNTING and (kind != "prefix" or key[:4] == _u32(128))
+
+
+def _is_spoken_of(rule: Rule, rules: Iterable[Rule]) -> bool:
+    """Say whether an address has configured rules as part of a wider prefix: the longest alone is looked up."""
+    if rule.kind != "prefix":
+        return False
+    about = {one for one in rules if one.kind == "prefix" and one.origin == "configured"}
+    return any(set(one.classes) & set(rule.classes) and _contains(one.subject, rule.subject) for one in about)
+
+
+def _contains(prefix: str | int, address_: str | int) -> bool:
+    try:
+        return ipaddress.ip_address(str(address_)) in ipaddress.ip_network(str(prefix), strict=False)
+    except ValueError:
+        return False
 
 
 def _key(rule: Rule) -> bytes:
