@@ -10,41 +10,63 @@ SHAPE(fullest, u32, u64);
 
 /* ---- what was said of events like this one ---- */
 
-/* What rules of LONG kinds ask is seldom asked: so it is behind calls. The first answers with a hash, the second whether the
- * verdict is about something else. */
-struct asked_longer {
-    u64 asked;
+/* All that is asked about an event: what rules of LONG kinds ask, too. */
+struct asked {
     const struct subject *about;
-    const struct verdict *verdict;
-    u64 words[LONGER_WORDS];
+    u64 longer[LONGER_WORDS];
 };
-static long (*fill_longer)(struct asked_longer *longer) = (void *)CALL_events_longer;
-static long (*unlike_longer)(const struct asked_longer *longer) = (void *)CALL_events_unlike;
+/* Three steps of events_judge, by calls, which keep its stack small: to fill in what LONG kinds ask, with a hash of it as the
+ * answer; whether the verdict in the event's slot is about something else; to have it be about this. */
+static long (*fill_longer)(struct asked *asked) = (void *)CALL_events_longer;
+static long (*is_unlike)(const struct asked *asked) = (void *)CALL_events_unlike;
+static long (*note)(const struct asked *asked) = (void *)CALL_events_note;
 
-int events_longer(struct asked_longer *longer) {
-    u64 *words = longer->words, asked = longer->asked, hash = 0;
-    const struct subject *about = longer->about;
+int events_longer(struct asked *asked) {
+    const struct subject *about = asked->about;
     const struct flow *flow = &about->flow;
     const u64 *own = about->class == PACKET_DROP ? flow->destination : flow->source;
-    words[LONGER_WHO] = (u64)about->syscall << 32 & MASK(asked, FILTER_SYSCALL);
-    if (asked & FILTER_PID)
+    u64 *words = asked->longer, kinds = REST_OF(about->like), hash = 0;
+    if (!(kinds & LONG))
+        return 0;
+    words[LONGER_WHO] = (u64)about->syscall << 32 & RULED(kinds, FILTER_SYSCALL);
+    if (kinds & FILTER_PID)
         words[LONGER_WHO] |= about->who == WHO_RUNS ? tgid_of_current() : about->pid;
-    words[LONGER_CGROUP] = asked & FILTER_CGROUP ? cgroup_of_current() : 0;
-    words[LONGER_OWN] = own[0] & MASK(asked, FILTER_OWN);
-    words[LONGER_OWN + 1] = own[1] & MASK(asked, FILTER_OWN);
-    words[LONGER_PORTS] = (flow->source_port | (u64)flow->destination_port << 16) & MASK(asked, FILTER_PORT);
+    words[LONGER_CGROUP] = kinds & FILTER_CGROUP ? cgroup_of_current() : 0;
+    words[LONGER_OWN] = own[0] & RULED(kinds, FILTER_OWN);
+    words[LONGER_OWN + 1] = own[1] & RULED(kinds, FILTER_OWN);
+    words[LONGER_PORTS] = (flow->source_port | (u64)flow->destination_port << 16) & RULED(kinds, FILTER_PORT);
 #pragma unroll
     for (u32 i = 0; i < LONGER_WORDS; i++)
         hash = (hash ^ words[i]) * 0x9e3779b97f4a7c15ULL;
     return hash >> 33;
 }
 
-int events_unlike(const struct asked_longer *longer) {
-    u64 differs = 0;
+int events_unlike(const struct asked *asked) {
+    u32 slot = asked->about->slot;
+    const u64 *like = asked->about->like;
+    struct verdict *verdict = map_lookup(MAP(verdicts), &slot);
+    u64 differs;
+    if (!verdict)
+        return 1;
+    differs = unlike(verdict, like);
+    if (REST_OF(like) & LONG) {
 #pragma unroll
-    for (u32 i = 0; i < LONGER_WORDS; i++)
-        differs |= longer->verdict->longer[i] ^ longer->words[i];
+        for (u32 i = 0; i < LONGER_WORDS; i++)
+            differs |= verdict->longer[i] ^ asked->longer[i];
+    }
     return !!differs;
+}
+
+int events_note(const struct asked *asked) {
+    u32 slot = asked->about->slot;
+    const u64 *like = asked->about->like;
+    struct verdict *verdict = map_lookup(MAP(verdicts), &slot);
+    if (!verdict)
+        return 0;
+    __builtin_memcpy(verdict->like, like, sizeof(verdict->like));
+    if (REST_OF(like) & LONG)
+        __builtin_memcpy(verdict->longer, asked->longer, sizeof(verdict->longer));
+    return 0;
 }
 
 /* Looks in two places for what is said of events like this one. Where neither has it, the first is taken if what it says holds
@@ -53,59 +75,46 @@ int events_unlike(const struct asked_longer *longer) {
  * steps of another: it takes the spare place where that one is at work in its own, and says that the event is filtered where
  * that is taken as well. */
 int events_judge(struct subject *about) {
-    const u64 *like = about->like;
-    u64 asked = REST_OF(like), hash = NOTHING(about->filters), differs = 1;
-    u32 places, slot, generation = about->filters >> 32;
     struct verdict *verdict = 0, *first = 0;
-    struct asked_longer longer;
-    if (asked & LONG) {
-        longer.asked = asked;
-        longer.about = about;
-        hash += fill_longer(&longer);
-    }
-    places = places_of(like, hash);
-    slot = place_of(places, 0);
+    u32 places, generation = about->filters >> 32;
+    struct asked asked;
+    long differs = 1;
+    asked.about = about;
+    places = places_of(about->like, NOTHING(about->filters) + fill_longer(&asked));
+    about->slot = place_of(places, 0);
 #pragma clang loop unroll(disable)
     for (u32 way = 0; way < 3; way++) {
+        u32 slot = about->slot;
         verdict = map_lookup(MAP(verdicts), &slot);
         if (!verdict || (verdict->busy && way == 2))
             return 0;
         if (verdict->busy) {
-            slot = (bpf_get_smp_processor_id() + 1) * VERDICTS_OF_A_CPU - 1;
+            about->slot = (bpf_get_smp_processor_id() + 1) * VERDICTS_OF_A_CPU - 1;
             way = 1;
             continue;
         }
         verdict->busy = 1;
         BARRIER();
-        differs = unlike(verdict, like);
-        if (asked & LONG) {
-            longer.verdict = verdict;
-            differs |= unlike_longer(&longer);
-        }
-        if (!(differs | (verdict->generation ^ generation)))
+        differs = is_unlike(&asked);
+        if (!differs && verdict->generation == generation)
             return judged(about, verdict);
         if (!differs || way || verdict->generation != generation)
             break;
         BARRIER();
         verdict->busy = 0;
         first = verdict;
-        slot = place_of(places, 1);
+        about->slot = place_of(places, 1);
     }
     if (!verdict)
         return 0;
+    if (differs ? verdict->pending : verdict->learned)
+        settle(verdict);
     if (differs) {
+        note(&asked);
         if (first && !(bpf_get_prandom_u32() % 16))
             first->generation = 0;
-        if (verdict->pending)
-            settle(verdict);
-        __builtin_memcpy(verdict->like, like, sizeof(verdict->like));
-        if (asked & LONG)
-            __builtin_memcpy(verdict->longer, longer.words, sizeof(longer.words));
-    } else if (verdict->learned) {
-        settle(verdict);
     }
     verdict->generation = generation;
-    about->slot = slot;
     return UNDECIDED;
 }
 

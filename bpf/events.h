@@ -100,20 +100,21 @@ INLINE int event_drawn(struct subject *about, struct account *account) {
     return drawn < about->chance;
 }
 
-/* All ones where one of the bits is set, else 0: there are few branches in this, and few that the verifier follows apart. */
-#define MASK(word, bits) (0 - (u64)!!((word) & (bits)))
+/* All ones where there is a rule of this kind, where there is one or events are counted by it, else 0: without a branch, after
+ * which the verifier would follow everything twice. */
+#define RULED(asked, bit) (0 - ((asked) / (bit) & 1))
+#define ASKED(asked, bit) (0 - (((asked) / (bit) | (asked) / ((bit) << 16)) & 1))
+_Static_assert(COUNT_COMM == FILTER_COMM << 16 && COUNT_PREFIX == FILTER_PREFIX << 16, "ASKED is about these");
 
 /* Fills in what is asked about an event; the address is the one that is counted by. The answer is of what kinds that is. */
 INLINE u64 like_fill(u64 *like, const struct subject *about, struct sort sort) {
     const u64 *peer = sort.arrived ? about->flow.source : about->flow.destination;
     u64 asked = asked_of(about->filters, sort), commanded, addressed;
-    struct comm comm = {};
+    struct comm comm = about->comm;
     if (sort.who == WHO_RUNS)
         comm_of_current(&comm);
-    else if (sort.who == WHO_IS_KNOWN)
-        comm = about->comm;
-    commanded = MASK(asked, FILTER_COMM | COUNT_COMM);
-    addressed = MASK(asked, FILTER_PREFIX | COUNT_PREFIX);
+    commanded = ASKED(asked, FILTER_COMM);
+    addressed = ASKED(asked, FILTER_PREFIX);
     like[LIKE_COOKIE] = about->netns.cookie;
     like[LIKE_WHAT] = about->netns.inum | sort.class << 32 | (asked & (LONG | COUNTS)) << 40;
     like[LIKE_COMM] = comm.words[0] & commanded;
@@ -131,21 +132,16 @@ INLINE u64 unlike(const struct verdict *verdict, const u64 *like) {
     return differs;
 }
 
-/* Lowers the chance by what rules say of the event, and by the quota; counts it for its keys. The answer is 0 where it is
- * filtered. Here is what an event does that is like one before: what is in one cache line says it all. */
-INLINE int event_judged(struct subject *about, struct sort sort) {
-    u64 like[LIKE_SHORT], generation = about->filters >> 32, asked = like_fill(like, about, sort);
+/* What an event does that is like one before: what is in one cache line says it all. 0: it is not, or more is to be done for it.
+ * `asked` is what like_fill answered. */
+INLINE int event_expected(struct subject *about, const u64 *like, u64 asked) {
+    u64 generation = about->filters >> 32;
     struct verdict *verdict;
-    u32 places, slot, ratio;
-    long answer;
-    places = places_of(like, 0);
-    slot = place_of(places, 0);
+    u32 places = places_of(like, 0), slot = place_of(places, 0), ratio;
 #pragma clang loop unroll(disable)
     for (u32 way = 0; !SELDOM((asked & LONG) | (about->filters & COUNT_QUOTA)); way = 1) {
         verdict = map_lookup(MAP(verdicts), &slot);
-        if (SELDOM(!verdict))
-            return 0;
-        if (SELDOM(verdict->busy))
+        if (SELDOM(!verdict || verdict->busy))
             break;
         verdict->busy = 1;
         BARRIER();
@@ -163,6 +159,16 @@ INLINE int event_judged(struct subject *about, struct sort sort) {
             break;
         slot = place_of(places, 1);
     }
+    return 0;
+}
+
+/* Lowers the chance by what rules say of the event, and by the quota; counts it for its keys. The answer is 0 where it is
+ * filtered. */
+INLINE int event_judged(struct subject *about, struct sort sort) {
+    u64 like[LIKE_SHORT], asked = like_fill(like, about, sort);
+    long answer;
+    if (event_expected(about, like, asked))
+        return 1;
     about->like = like;
     answer = judge(about);
     return answer == UNDECIDED ? decide(about) : answer;

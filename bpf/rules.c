@@ -2,7 +2,7 @@
  *
  * Functions that programs call: they are compiled once, and the loader puts them behind each program that does. At the end,
  * the way of a counter that has no place yet.
- * Cost: a hash for each kind of rule and key that has to do with the event; of a flood, for one event in sixteen.
+ * Cost: a hash for each kind of rule that has to do with the event; for each key, when the place is needed for others.
  */
 #include "common.h"
 
@@ -16,17 +16,17 @@ struct terms {
     u64 thins;
     u64 instead;
     u64 learned;
-    u64 last; /* of verdict->met */
-    u64 asked;
-    u64 own;  /* 1: the rule is about the address that is not counted by, of which learned rules say nothing */
+    u64 last;  /* of verdict->met */
+    u64 asked; /* and OWN_SIDE, where the rule is about the address that is not counted by: learned rules are about the other */
 };
+#define OWN_SIDE (1ULL << 63)
 
 int rules_weigh(struct terms *terms) {
     struct verdict *verdict = terms->verdict;
     struct rule *rule = terms->rule;
     u32 class = CLASS_OF(verdict->like), place = verdict->rules;
     u64 chance, learned = rule->learned >> class & 1, met;
-    if (!((rule->thins | rule->instead) >> class & 1) && learned <= terms->own)
+    if (!((rule->thins | rule->instead) >> class & 1) && learned <= terms->asked >> 63)
         return 0;
     chance = chance_of(rule->ratios[class]);
     terms->thins = smaller(terms->thins, chance + (~rule->thins >> class & 1) * UNSAID);
@@ -53,13 +53,14 @@ INLINE void apply_to_flow(struct terms *terms) {
     struct verdict *verdict = terms->verdict;
     u64 asked = terms->asked;
 #pragma clang loop unroll(disable)
-    for (u32 side = 0; asked & (side ? FILTER_OWN : FILTER_PREFIX) && side < 2; side++) {
+    for (u32 side = 0; asked & FILTER_PREFIX && side < 2; side++) {
         struct prefix prefix = {.length = 128};
         __builtin_memcpy(prefix.address, side ? &verdict->longer[LONGER_OWN] : &verdict->like[LIKE_PEER], 16);
-        terms->own = side;
-        apply(MAP(filter_prefix), &prefix, terms);
+        terms->asked |= side * OWN_SIDE;
+        if (!side || asked & FILTER_OWN)
+            apply(MAP(filter_prefix), &prefix, terms);
     }
-    terms->own = 0;
+    terms->asked = asked;
 #pragma clang loop unroll(disable)
     for (u32 side = 0; asked & FILTER_PORT && side < 2; side++) {
         u32 port = verdict->longer[LONGER_PORTS] >> side * 16 & 0xffff;

@@ -20,16 +20,19 @@ struct subject {
     u64 class;
     u64 who;
     u32 kind;
-    u32 syscall;
-    u32 pid;  /* with WHO_IS_KNOWN */
-    u32 slot; /* of the map verdicts: this and what follows the flow is not for programs to fill in */
+    union {
+        u32 pid;     /* with WHO_IS_KNOWN */
+        u32 syscall; /* of class SYSCALL */
+    };
     struct comm comm;
     struct flow flow; /* of family 0 where there is none */
+    /* The rest is not for programs to fill in. */
     const u64 *like; /* what was asked about it: LIKE_SHORT words */
     u64 filters; /* the word of the map filters */
     u64 chance;
     u64 now;  /* ns; 0: nobody has asked */
-    u64 wake; /* how the ring is to wake its reader */
+    u32 wake; /* how the ring is to wake its reader */
+    u32 slot; /* of the map verdicts */
 };
 
 /* Of what sort an event is. By value: what a program knows as a constant is one wherever it is asked for. */

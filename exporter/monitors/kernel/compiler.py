@@ -27,7 +27,7 @@ KERNEL_FUNCTION, OWN_FUNCTION = 1 << 28, 1 << 29
 """What a call of a helper with a number from here on stands for, since bcc knows no other calls: one to the function of
 the kernel with this BTF id, one to the function of ours with this place in SHARED."""
 SHARED = (
-    *("events_judge", "events_longer", "events_unlike", "events_brake"),
+    *("events_judge", "events_longer", "events_unlike", "events_note", "events_brake"),
     *("rules_weigh", "rules_decide", "rules_settle", "rules_matched", "rules_quota", "count_slowly"),
 )
 """Functions that programs call; each program has its own copies."""
