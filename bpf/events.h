@@ -163,12 +163,15 @@ INLINE int event_expected(struct subject *about, const u64 *like, u64 asked) {
 }
 
 /* Lowers the chance by what rules say of the event, and by the quota; counts it for its keys. The answer is 0 where it is
- * filtered. */
+ * filtered. Old kernels have no shorter way: the verifier of 6.1 takes no loop that is entered in its midst, as the compiler makes
+ * this one in some programs. */
 INLINE int event_judged(struct subject *about, struct sort sort) {
     u64 like[LIKE_SHORT], asked = like_fill(like, about, sort);
     long answer;
+#ifdef HAVE_CAST
     if (event_expected(about, like, asked))
         return 1;
+#endif
     about->like = like;
     answer = judge(about);
     return answer == UNDECIDED ? decide(about) : answer;

@@ -92,7 +92,7 @@ def test_event_classes_are_those_of_the_programs() -> None:
 def test_filter_bits_are_those_of_the_programs() -> None:
     """A rule of a kind sets the flag that makes the programs look into its map."""
     bits = dict(re.findall(r"FILTER_(\w+) = (\d+)", EVENTS))
-    assert {kind.lower(): int(bit) for kind, bit in bits.items()} == controls._BITS
+    assert {kind.lower(): int(bit) for kind, bit in bits.items()} == controls._BITS | {"own": controls._BOTH_SIDES}
 
 
 @pytest.mark.parametrize("program", programs.PROGRAMS, ids=lambda program: program.name)
