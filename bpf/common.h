@@ -1,5 +1,5 @@
-/* What every program shares: maps by descriptor, reading kernel memory, namespace identity, exact counters, addresses, and
- * by events.h and rules.h the path of an event.
+/* What every program shares: maps by descriptor, reading kernel memory, namespace identity, addresses; by places.h exact
+ * counters, by events.h and rules.h the path of an event.
  *
  * The loader puts this file in front of all the others and compiles them as one. It gives, on the command line: MAP_FD_x,
  * MAP_ID_x and MAP_ENTRIES_x for each map x of programs.py, HAVE_struct_member for each member that this kernel has.
@@ -198,7 +198,7 @@ INLINE void netns_load_current(struct netns_id *id) {
 #endif
 }
 
-/* ---- exact counters ---- */
+/* ---- how full maps are ---- */
 
 SHAPE(insert_failures, u32, u64);
 SHAPE(inserts, u32, u64);
@@ -214,57 +214,6 @@ INLINE void inserted(u32 id) {
     u64 *inserts = map_lookup(MAP(inserts), &id);
     if (inserts)
         RAISE(*inserts, 1);
-}
-
-/* What is counted: something in a namespace. */
-enum counter { COUNT_DROPS = 1, COUNT_TCP, COUNT_QUOTAS };
-struct count_key {
-    struct netns_id netns;
-    u32 what;
-    u32 counter;
-};
-
-/* Each CPU has places of its own for counters, key and count side by side: one cache line for an event, where a hash takes
- * half a dozen. A place is its counter's until user space takes it back, when the namespace is gone. */
-struct count {
-    u64 cookie;
-    u32 inum;
-    u32 what;
-    u64 count;
-    u32 counter; /* 0: free. Written last. */
-    u32 busy;
-};
-#define COUNTS_OF_A_CPU 1024
-SHAPE(counts, u32, struct count);
-SHAPE(counted, struct count_key, u64); /* what found no place */
-
-/* Of two places in one cache line the first. */
-INLINE u32 count_slot(const struct count_key *key) {
-    u64 hash = ((key->netns.cookie ^ key->netns.inum) * 0x9e3779b97f4a7c15ULL ^ key->what) * 0x9e3779b97f4a7c15ULL;
-    return bpf_get_smp_processor_id() * COUNTS_OF_A_CPU + (hash >> 55 << 1);
-}
-
-INLINE int is_count_of(const struct count *at, const struct count_key *key) {
-    return !((at->cookie ^ key->netns.cookie) | (at->inum ^ key->netns.inum) | (at->what ^ key->what) |
-             (at->counter ^ key->counter)); /* one branch, not four */
-}
-
-static long (*count_elsewhere)(const struct count_key *key) = (void *)CALL_count_slowly; /* of rules.c */
-
-/* Counts one more. The answer is 1 where that is the first, 0 else. */
-INLINE int count(const struct count_key *key) {
-    u32 slot = count_slot(key);
-    struct count *at = map_lookup(MAP(counts), &slot);
-    if (SELDOM(!at))
-        return count_elsewhere(key);
-    if (SELDOM(!is_count_of(at, key))) {
-        slot++;
-        at = map_lookup(MAP(counts), &slot);
-        if (!at || !is_count_of(at, key))
-            return count_elsewhere(key);
-    }
-    RAISE(at->count, 1);
-    return 0;
 }
 
 /* ---- addresses ---- */
@@ -297,6 +246,7 @@ INLINE void address6(u64 *into, u32 a, u32 b, u32 c, u32 d) {
     into[1] = WORDS(c, d);
 }
 
+#include "places.h"
 #include "events.h" /* the path of an event, which needs all of the above */
 
 #endif

@@ -115,7 +115,7 @@ INLINE int dropped(struct sk_buff *skb, u64 location, u32 reason, u64 nothing) {
     if (!device && !protocol) /* a message of a Unix or netlink socket, no packet */
         return 0;
     key.netns = about.netns;
-    if (SELDOM(count(&key)) && net)
+    if (SELDOM(count(&key, &about.slot)) && net)
         netns_note(net, &key.netns);
     on_device = !!device + nothing;
     flow_of_packet(skb, protocol, &about.flow);

@@ -16,7 +16,9 @@ struct asked {
     u64 longer[LONGER_WORDS];
 };
 /* Three steps of events_judge, by calls, which keep its stack small: to fill in what LONG kinds ask, with a hash of it as the
- * answer; whether the verdict in the event's slot is about something else; to have it be about this. */
+ * answer; whether what was said at the event's place is about something else (1), or the place is another's counter's (ANOTHERS); to
+ * have it be about this. */
+#define ANOTHERS 2
 static long (*fill_longer)(struct asked *asked) = (void *)CALL_events_longer;
 static long (*is_unlike)(const struct asked *asked) = (void *)CALL_events_unlike;
 static long (*note)(const struct asked *asked) = (void *)CALL_events_note;
@@ -28,13 +30,14 @@ int events_longer(struct asked *asked) {
     u64 *words = asked->longer, kinds = REST_OF(about->like), hash = 0;
     if (!(kinds & LONG))
         return 0;
-    words[LONGER_WHO] = (u64)about->syscall << 32 & RULED(kinds, FILTER_SYSCALL);
+    words[LONGER_WHO] = ((u64)about->syscall & RULED(kinds, FILTER_SYSCALL) |
+                         (flow->source_port | (u64)flow->destination_port << 16) & RULED(kinds, FILTER_PORT))
+                        << 32;
     if (kinds & FILTER_PID)
         words[LONGER_WHO] |= about->who == WHO_RUNS ? tgid_of_current() : about->pid;
     words[LONGER_CGROUP] = kinds & FILTER_CGROUP ? cgroup_of_current() : 0;
     words[LONGER_OWN] = own[0] & RULED(kinds, FILTER_OWN);
     words[LONGER_OWN + 1] = own[1] & RULED(kinds, FILTER_OWN);
-    words[LONGER_PORTS] = (flow->source_port | (u64)flow->destination_port << 16) & RULED(kinds, FILTER_PORT);
 #pragma unroll
     for (u32 i = 0; i < LONGER_WORDS; i++)
         hash = (hash ^ words[i]) * 0x9e3779b97f4a7c15ULL;
@@ -44,15 +47,15 @@ int events_longer(struct asked *asked) {
 int events_unlike(const struct asked *asked) {
     u32 slot = asked->about->slot;
     const u64 *like = asked->about->like;
-    struct verdict *verdict = map_lookup(MAP(verdicts), &slot);
+    struct place *place = map_lookup(MAP(places), &slot);
     u64 differs;
-    if (!verdict)
-        return 1;
-    differs = unlike(verdict, like);
+    if (!place || (place->counter && (place->like[LIKE_COOKIE] ^ like[LIKE_COOKIE] | INUM_OF(place->like) ^ INUM_OF(like))))
+        return ANOTHERS;
+    differs = unlike(place, like) | uncommanded(place, like);
     if (REST_OF(like) & LONG) {
 #pragma unroll
         for (u32 i = 0; i < LONGER_WORDS; i++)
-            differs |= verdict->longer[i] ^ asked->longer[i];
+            differs |= place->longer[i] ^ asked->longer[i];
     }
     return !!differs;
 }
@@ -60,61 +63,61 @@ int events_unlike(const struct asked *asked) {
 int events_note(const struct asked *asked) {
     u32 slot = asked->about->slot;
     const u64 *like = asked->about->like;
-    struct verdict *verdict = map_lookup(MAP(verdicts), &slot);
-    if (!verdict)
+    struct place *place = map_lookup(MAP(places), &slot);
+    if (!place)
         return 0;
-    __builtin_memcpy(verdict->like, like, sizeof(verdict->like));
+    __builtin_memcpy(place->like, like, sizeof(place->like));
+    __builtin_memcpy(place->comm, &like[LIKE_COMM], sizeof(place->comm));
     if (REST_OF(like) & LONG)
-        __builtin_memcpy(verdict->longer, asked->longer, sizeof(verdict->longer));
+        __builtin_memcpy(place->longer, asked->longer, sizeof(place->longer));
     return 0;
 }
 
-/* Looks in two places for what is said of events like this one. Where neither has it, the first is taken if what it says holds
- * no longer, else the second: so two kinds of events that come in turns do not put each other out. Now and then the first is
+/* Looks in its places for what is said of events like this one. Where none has it, the first is taken of which what it says holds no
+ * longer, else the odd one: so kinds of events that come in turns do not put each other out. Now and then one of the others is
  * then to be decided anew, which frees it if none like it comes any more. A program in an interrupt may come between any two
  * steps of another: it takes the spare place where that one is at work in its own, and says that the event is filtered where
  * that is taken as well. */
 int events_judge(struct subject *about) {
-    struct verdict *verdict = 0, *first = 0;
+    struct place *place = 0, *passed = 0;
     u32 places, generation = about->filters >> 32;
     struct asked asked;
     long differs = 1;
     asked.about = about;
     places = places_of(about->like, NOTHING(about->filters) + fill_longer(&asked));
-    about->slot = place_of(places, 0);
 #pragma clang loop unroll(disable)
-    for (u32 way = 0; way < 3; way++) {
-        u32 slot = about->slot;
-        verdict = map_lookup(MAP(verdicts), &slot);
-        if (!verdict || (verdict->busy && way == 2))
+    for (u32 way = about->slot ? WAY_COUNTER : WAY_EVEN; way <= WAY_SPARE; way++) {
+        u32 slot = way == WAY_COUNTER ? about->slot : place_of(places, way);
+        about->slot = slot;
+        place = map_lookup(MAP(places), &slot);
+        if (!place || (place->busy && way == WAY_SPARE))
             return 0;
-        if (verdict->busy) {
-            about->slot = (bpf_get_smp_processor_id() + 1) * VERDICTS_OF_A_CPU - 1;
-            way = 1;
+        if (place->busy) {
+            way = WAY_SPARE - 1;
             continue;
         }
-        verdict->busy = 1;
+        place->busy = 1;
         BARRIER();
         differs = is_unlike(&asked);
-        if (!differs && verdict->generation == generation)
-            return judged(about, verdict);
-        if (!differs || way || verdict->generation != generation)
+        if (!differs && place->generation == generation)
+            return judged(about, place);
+        if (differs != ANOTHERS && (!differs || way >= WAY_ODD || place->generation != generation))
             break;
         BARRIER();
-        verdict->busy = 0;
-        first = verdict;
-        about->slot = place_of(places, 1);
+        place->busy = 0;
+        if (differs != ANOTHERS && (!passed || bpf_get_prandom_u32() % 2))
+            passed = place;
     }
-    if (!verdict)
+    if (!place)
         return 0;
-    if (differs ? verdict->pending : verdict->learned)
-        settle(verdict);
+    if (differs ? place->pending : place->learned)
+        settle(place);
     if (differs) {
         note(&asked);
-        if (first && !(bpf_get_prandom_u32() % 16))
-            first->generation = 0;
+        if (passed && !(bpf_get_prandom_u32() % 16))
+            passed->generation = 0;
     }
-    verdict->generation = generation;
+    place->generation = generation;
     return UNDECIDED;
 }
 

@@ -116,48 +116,44 @@ INLINE u64 like_fill(u64 *like, const struct subject *about, struct sort sort) {
     commanded = ASKED(asked, FILTER_COMM);
     addressed = ASKED(asked, FILTER_PREFIX);
     like[LIKE_COOKIE] = about->netns.cookie;
-    like[LIKE_WHAT] = about->netns.inum | sort.class << 32 | (asked & (LONG | COUNTS)) << 40;
+    like[LIKE_WHAT] = about->netns.inum | sort.class << 32 | (asked & (LONG | COUNTS) | addressed & FILTER_PREFIX) << 40;
     like[LIKE_COMM] = comm.words[0] & commanded;
     like[LIKE_COMM + 1] = comm.words[1] & commanded;
-    like[LIKE_PEER] = peer[0] & addressed;
-    like[LIKE_PEER + 1] = peer[1] & addressed;
+    like[LIKE_KEY] = peer[0] & addressed | like[LIKE_COMM] & ~addressed;
+    like[LIKE_KEY + 1] = peer[1] & addressed | like[LIKE_COMM + 1] & ~addressed;
     return asked;
 }
 
-INLINE u64 unlike(const struct verdict *verdict, const u64 *like) {
-    u64 differs = 0;
-#pragma unroll
-    for (u32 i = 0; i < LIKE_SHORT; i++)
-        differs |= verdict->like[i] ^ like[i];
-    return differs;
-}
-
-/* What an event does that is like one before: what is in one cache line says it all. 0: it is not, or more is to be done for it.
- * `asked` is what like_fill answered. */
+/* What an event does that is like one before: what is in one cache line says it all, in two where both an address and a command
+ * are asked. 0: it is not, or more is to be done for it. `asked` is what like_fill answered. */
 INLINE int event_expected(struct subject *about, const u64 *like, u64 asked) {
-    u64 generation = about->filters >> 32;
-    struct verdict *verdict;
-    u32 places = places_of(like, 0), slot = place_of(places, 0), ratio;
+    u64 generation = about->filters >> 32, differs;
+    struct place *place;
+    u32 slot = about->slot, ratio;
+    if (SELDOM((asked & LONG) | (about->filters & COUNT_QUOTA)))
+        return 0;
 #pragma clang loop unroll(disable)
-    for (u32 way = 0; !SELDOM((asked & LONG) | (about->filters & COUNT_QUOTA)); way = 1) {
-        verdict = map_lookup(MAP(verdicts), &slot);
-        if (SELDOM(!verdict || verdict->busy))
+    for (u32 way = slot ? WAY_COUNTER : WAY_EVEN; way < WAY_SPARE; way++) {
+        if (SELDOM(way != WAY_COUNTER))
+            slot = place_of(places_of(like, 0), way);
+        place = map_lookup(MAP(places), &slot);
+        if (SELDOM(!place || place->busy))
             break;
-        verdict->busy = 1;
+        place->busy = 1;
         BARRIER();
-        if (!SELDOM(unlike(verdict, like) | (verdict->generation ^ generation) | verdict->special)) {
-            verdict->pending++;
-            ratio = verdict->ratio;
+        differs = unlike(place, like) | (place->generation ^ generation) | place->special;
+        if (ASKED(asked, FILTER_COMM) & ASKED(asked, FILTER_PREFIX))
+            differs |= uncommanded(place, like);
+        if (!SELDOM(differs)) {
+            place->pending++;
+            ratio = place->ratio;
             BARRIER();
-            verdict->busy = 0;
+            place->busy = 0;
             about->chance = smaller(about->chance, chance_of(ratio));
             return 1;
         }
         BARRIER();
-        verdict->busy = 0;
-        if (way)
-            break;
-        slot = place_of(places, 1);
+        place->busy = 0;
     }
     return 0;
 }
@@ -166,7 +162,7 @@ INLINE int event_expected(struct subject *about, const u64 *like, u64 asked) {
  * filtered. Old kernels have no shorter way: the verifier of 6.1 takes no loop that is entered in its midst, as the compiler makes
  * this one in some programs. */
 INLINE int event_judged(struct subject *about, struct sort sort) {
-    u64 like[LIKE_SHORT], asked = like_fill(like, about, sort);
+    u64 like[LIKE_WORDS], asked = like_fill(like, about, sort);
     long answer;
 #ifdef HAVE_CAST
     if (event_expected(about, like, asked))

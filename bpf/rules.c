@@ -11,20 +11,20 @@
 /* What was met so far: the smallest of each sort, UNSAID or more where there was none; and the rule at hand. */
 #define UNSAID (2 * WHOLE)
 struct terms {
-    struct verdict *verdict;
+    struct place *place;
     struct rule *rule;
     u64 thins;
     u64 instead;
     u64 learned;
-    u64 last;  /* of verdict->met */
+    u64 last;  /* of place->met */
     u64 asked; /* and OWN_SIDE, where the rule is about the address that is not counted by: learned rules are about the other */
 };
 #define OWN_SIDE (1ULL << 63)
 
 int rules_weigh(struct terms *terms) {
-    struct verdict *verdict = terms->verdict;
+    struct place *place = terms->place;
     struct rule *rule = terms->rule;
-    u32 class = CLASS_OF(verdict->like), place = verdict->rules;
+    u32 class = CLASS_OF(place->like), at = place->rules;
     u64 chance, learned = rule->learned >> class & 1, met;
     if (!((rule->thins | rule->instead) >> class & 1) && learned <= terms->asked >> 63)
         return 0;
@@ -33,12 +33,12 @@ int rules_weigh(struct terms *terms) {
     terms->instead = smaller(terms->instead, chance + (~rule->instead >> class & 1) * UNSAID);
     terms->learned = smaller(terms->learned, chance + (learned ^ 1) * UNSAID);
     met = rule->slot << 1 | learned;
-    if (terms->last == met || place >= RULES_MET) /* by the other side of a flow */
+    if (terms->last == met || at >= RULES_MET) /* by the other side of a flow */
         return 0;
     terms->last = met;
-    verdict->met[place] = met;
-    verdict->rules = place + 1;
-    verdict->learned += learned;
+    place->met[at] = met;
+    place->rules = at + 1;
+    place->learned += learned;
     return 0;
 }
 static long (*weigh)(struct terms *terms) = (void *)CALL_rules_weigh;
@@ -50,12 +50,12 @@ INLINE void apply(void *map, const void *key, struct terms *terms) {
 }
 
 INLINE void apply_to_flow(struct terms *terms) {
-    struct verdict *verdict = terms->verdict;
+    struct place *place = terms->place;
     u64 asked = terms->asked;
 #pragma clang loop unroll(disable)
     for (u32 side = 0; asked & FILTER_PREFIX && side < 2; side++) {
         struct prefix prefix = {.length = 128};
-        __builtin_memcpy(prefix.address, side ? &verdict->longer[LONGER_OWN] : &verdict->like[LIKE_PEER], 16);
+        __builtin_memcpy(prefix.address, side ? &place->longer[LONGER_OWN] : &place->like[LIKE_KEY], 16);
         terms->asked |= side * OWN_SIDE;
         if (!side || asked & FILTER_OWN)
             apply(MAP(filter_prefix), &prefix, terms);
@@ -63,24 +63,24 @@ INLINE void apply_to_flow(struct terms *terms) {
     terms->asked = asked;
 #pragma clang loop unroll(disable)
     for (u32 side = 0; asked & FILTER_PORT && side < 2; side++) {
-        u32 port = verdict->longer[LONGER_PORTS] >> side * 16 & 0xffff;
+        u32 port = place->longer[LONGER_WHO] >> 32 + side * 16 & 0xffff;
         apply(MAP(filter_port), &port, terms);
     }
 }
 
 INLINE void apply_rules(struct terms *terms) {
-    struct verdict *verdict = terms->verdict;
-    const u64 *longer = verdict->longer;
+    struct place *place = terms->place;
+    const u64 *longer = place->longer;
     u64 asked = terms->asked;
     u32 pid = longer[LONGER_WHO], call = longer[LONGER_WHO] >> 32;
     if (asked & FILTER_PID)
         apply(MAP(filter_pid), &pid, terms);
     if (asked & FILTER_COMM)
-        apply(MAP(filter_comm), &verdict->like[LIKE_COMM], terms);
+        apply(MAP(filter_comm), place->comm, terms);
     if (asked & FILTER_SYSCALL)
         apply(MAP(filter_syscall), &call, terms);
     if (asked & FILTER_NETNS) {
-        struct netns_id netns = NETNS_OF(verdict->like);
+        struct netns_id netns = NETNS_OF(place->like);
         apply(MAP(filter_netns), &netns, terms);
     }
     if (asked & FILTER_CGROUP)
@@ -90,23 +90,23 @@ INLINE void apply_rules(struct terms *terms) {
 
 int rules_decide(struct subject *about) {
     u32 slot = about->slot;
-    struct verdict *verdict = map_lookup(MAP(verdicts), &slot);
-    struct terms terms = {verdict};
+    struct place *place = map_lookup(MAP(places), &slot);
+    struct terms terms = {place};
     u64 chance = about->chance, none;
-    if (!verdict)
+    if (!place)
         return 0;
-    terms.thins = terms.instead = terms.learned = terms.last = UNSAID + (verdict->busy >> 7); /* which the verifier cannot know */
+    terms.thins = terms.instead = terms.learned = terms.last = UNSAID + (place->busy >> 7); /* which the verifier cannot know */
     terms.asked = asked_of(about->filters, (struct sort){about->class, about->who, about->flow.family});
-    verdict->rules = verdict->learned = 0;
+    place->rules = place->learned = 0;
     apply_rules(&terms);
     if (terms.instead <= WHOLE)
         chance = terms.instead;
     else if (terms.thins > WHOLE)
         chance = smaller(terms.learned, WHOLE);
-    verdict->ratio = smaller((chance >> 1) * smaller(terms.thins, WHOLE) >> 31, ALL); /* in 64 bits is no room for their product */
+    place->ratio = smaller((chance >> 1) * smaller(terms.thins, WHOLE) >> 31, ALL); /* in 64 bits is no room for their product */
     none = ((terms.thins - 1) | (terms.instead - 1)) >> 63; /* is left of it: of both 0 is the least */
-    verdict->special = none * FILTERED | (verdict->rules != verdict->learned) * CONFIGURED;
-    return judged(about, verdict);
+    place->special = none * FILTERED | (place->rules != place->learned) * CONFIGURED;
+    return judged(about, place);
 }
 
 /* ---- whose events they are ---- */
@@ -132,35 +132,35 @@ INLINE struct key_load *load_of(void *map, u32 id, const void *key, u32 class, u
 #define LOAD_OF(kind, key, class, amount) load_of(MAP(load_##kind), MAP_ID_load_##kind, key, class, amount)
 
 /* Counts for the rules that were met. Per CPU, for all events of a heavy hitter meet one. */
-INLINE void count_for_rules(const struct verdict *verdict, u32 learned, u32 amount) {
+INLINE void count_for_rules(const struct place *place, u32 learned, u32 amount) {
 #pragma clang loop unroll(disable)
-    for (u32 i = 0; i < RULES_MET && i < verdict->rules; i++) {
-        u32 slot = verdict->met[i] >> 1;
+    for (u32 i = 0; i < RULES_MET && i < place->rules; i++) {
+        u32 slot = place->met[i] >> 1;
         struct matches *matches = map_lookup(MAP(rule_matches), &slot);
-        if (matches && (verdict->met[i] & 1) == learned)
+        if (matches && (place->met[i] & 1) == learned)
             RAISE(matches->by_origin[learned], amount);
     }
 }
 
-int rules_matched(struct verdict *verdict) {
-    count_for_rules(verdict, 0, 1);
+int rules_matched(struct place *place) {
+    count_for_rules(place, 0, 1);
     return 0;
 }
 
-int rules_settle(struct verdict *verdict) {
-    u32 class = CLASS_OF(verdict->like), asked = REST_OF(verdict->like), amount = verdict->pending;
-    verdict->pending = 0;
-    if (verdict->learned)
-        count_for_rules(verdict, 1, amount);
-    if (asked & COUNT_NETNS && (u32)verdict->like[LIKE_WHAT]) {
-        struct netns_id netns = NETNS_OF(verdict->like);
+int rules_settle(struct place *place) {
+    u32 class = CLASS_OF(place->like), asked = REST_OF(place->like), amount = place->pending;
+    place->pending = 0;
+    if (place->learned)
+        count_for_rules(place, 1, amount);
+    if (asked & COUNT_NETNS && INUM_OF(place->like)) {
+        struct netns_id netns = NETNS_OF(place->like);
         LOAD_OF(netns, &netns, class, amount);
     }
     if (asked & COUNT_COMM)
-        LOAD_OF(comm, &verdict->like[LIKE_COMM], class, amount);
+        LOAD_OF(comm, place->comm, class, amount);
     if (asked & COUNT_PREFIX) {
         struct prefix prefix = {.length = 128};
-        const u64 *address = &verdict->like[LIKE_PEER];
+        const u64 *address = &place->like[LIKE_KEY];
         __builtin_memcpy(prefix.address, address, 16);
         if (address[0] | address[1]) /* else it has none */
             LOAD_OF(prefix, &prefix, class, amount);
@@ -170,16 +170,20 @@ int rules_settle(struct verdict *verdict) {
 
 /* ---- counters and their places ---- */
 
-/* A program in an interrupt may come between any two steps: what it finds busy it leaves, what it takes is no longer free. */
-INLINE int count_begun(struct count *at, const struct count_key *key) {
+/* A program in an interrupt may come between any two steps: what it finds busy it leaves, what it takes is no longer free. Events
+ * of the counter before may be pending there: whoever is called by a judgement itself has no room to settle them. */
+INLINE int count_begun(struct place *at, const struct count_key *key, int settles) {
     int begun = 0;
-    if (at->counter || at->busy)
+    if (at->counter || at->busy || (at->pending && !settles))
         return 0;
     at->busy = 1;
     BARRIER();
     if (!at->counter) {
-        at->cookie = key->netns.cookie;
-        at->inum = key->netns.inum;
+        if (at->pending && settles)
+            settle(at);
+        at->generation = 0;
+        at->like[LIKE_COOKIE] = key->netns.cookie;
+        at->like[LIKE_WHAT] = key->netns.inum;
         at->what = key->what;
         at->count = 0;
         BARRIER();
@@ -192,23 +196,26 @@ INLINE int count_begun(struct count *at, const struct count_key *key) {
 }
 
 /* The counter's place; 0 where both that it may have are others'. */
-INLINE struct count *count_place(const struct count_key *key) {
+INLINE struct place *count_place(const struct count_key *key, int settles) {
+    struct place *free = 0;
     u32 slot = count_slot(key);
 #pragma unroll
     for (u32 way = 0; way < 2; way++) {
-        struct count *at = map_lookup(MAP(counts), &slot);
+        struct place *at = map_lookup(MAP(places), &slot);
         if (!at)
             return 0;
-        if (is_count_of(at, key) || count_begun(at, key))
+        if (is_count_of(at, key))
             return at;
+        if (!free && !at->counter)
+            free = at;
         slot++;
     }
-    return 0;
+    return free && count_begun(free, key, settles) ? free : 0;
 }
 
 /* Counts one more. The answer is 1 where that is the first, 0 else. A full map is counted. */
 int count_slowly(const struct count_key *key) {
-    struct count *at = count_place(key);
+    struct place *at = count_place(key, 1);
     u64 one = 1, *counter;
     if (at) {
         RAISE(at->count, 1);
@@ -241,7 +248,7 @@ INLINE u64 nth_of_second(u64 *counted, u64 quota) {
 
 int rules_quota(const struct subject *about) {
     struct count_key key = {.netns = about->netns, .counter = COUNT_QUOTAS};
-    struct count *at = count_place(&key);
+    struct place *at = count_place(&key, 0);
     struct key_load *load;
     u32 slot = QUOTA;
     u64 *quota = map_lookup(MAP(constants), &slot), nth;

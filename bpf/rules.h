@@ -1,5 +1,5 @@
-/* What an event is about, what rules say of it, what is counted by key, and what was said of events like it: for events.h and
- * events.c, which ask, and rules.c, which looks up.
+/* What an event is about, what rules say of it, and what is counted by key: for events.h and events.c, which ask, and rules.c,
+ * which looks up.
  */
 #ifndef CNI_RULES_H
 #define CNI_RULES_H
@@ -27,12 +27,12 @@ struct subject {
     struct comm comm;
     struct flow flow; /* of family 0 where there is none */
     /* The rest is not for programs to fill in. */
-    const u64 *like; /* what was asked about it: LIKE_SHORT words */
+    const u64 *like; /* what was asked about it: LIKE_WORDS */
     u64 filters; /* the word of the map filters */
     u64 chance;
     u64 now;  /* ns; 0: nobody has asked */
     u32 wake; /* how the ring is to wake its reader */
-    u32 slot; /* of the map verdicts */
+    u32 slot; /* of the place that it is looked for in; to begin with its counter's, 0: it has none */
 };
 
 /* Of what sort an event is. By value: what a program knows as a constant is one wherever it is asked for. */
@@ -88,6 +88,7 @@ enum filter {
     FILTER_OWN = 128 /* beside FILTER_PREFIX: it is not learned rules alone, which ask for the address that is counted by */
 };
 #define FILTERS 255
+#define LONG (FILTER_PID | FILTER_OWN | FILTER_PORT | FILTER_SYSCALL | FILTER_CGROUP)
 /* Beside them in the same word: what is counted by key. */
 enum counting { COUNT_NETNS = 1 << 16, COUNT_COMM = 1 << 17, COUNT_PREFIX = 1 << 18, COUNT_QUOTA = 1 << 19 };
 #define COUNTS (COUNT_NETNS | COUNT_COMM | COUNT_PREFIX)
@@ -105,70 +106,10 @@ INLINE u64 asked_of(u64 filters, struct sort sort) {
 #define FIRST_COUNTED PACKET_DROP
 struct key_load {
     u32 counts[6];
-    u64 second; /* of the quota: its number in the upper half, what came in it in the lower; where there is no place in `counts` */
+    u64 second; /* of the quota: its number in the upper half, what came in it in the lower; where its counter has no place */
 };
 _Static_assert(CLASSES - FIRST_COUNTED <= 6, "a class has no place in struct key_load");
 
-/* What rules and counts by key ask about an event, in words, since it is made and compared in registers: what nobody asks
- * about is 0. */
-enum like {
-    LIKE_COOKIE,
-    LIKE_WHAT, /* inode of the namespace, class, what it is counted by and LONG kinds that are asked: 32, 8, 24 bits */
-    LIKE_COMM,
-    LIKE_PEER = LIKE_COMM + 2, /* the address that is counted by: of a dropped packet its sender, of a socket its peer */
-    LIKE_SHORT = LIKE_PEER + 2
-};
-/* What LONG kinds of rules alone ask: where there is none of these, it is left as it is. */
-enum longer {
-    LONGER_OWN, /* the other address */
-    LONGER_PORTS = LONGER_OWN + 2, /* source, destination: 16 bits each */
-    LONGER_WHO,                    /* PID, system call: 32 bits each */
-    LONGER_CGROUP,
-    LONGER_WORDS
-};
-#define LONG (FILTER_PID | FILTER_OWN | FILTER_PORT | FILTER_SYSCALL | FILTER_CGROUP)
-#define CLASS_OF(like) ((like)[LIKE_WHAT] >> 32 & 15)
-#define REST_OF(like) ((like)[LIKE_WHAT] >> 40) /* bits of enum filter and enum counting */
-#define NETNS_OF(like) {.cookie = (like)[LIKE_COOKIE], .inum = (like)[LIKE_WHAT]}
-
-/* What the last event said of all that are like it, and how many there were: two cache lines, in places of each CPU's own, of
- * which the second is for LONG kinds of rules, and for what met a rule. Where caches are cold, and so are those of the
- * instructions, each line counts. User space reads `pending`, while the place is not busy, and adds it to the counts; and it makes
- * `generation` 0 where a learned rule has changed that has to do with the place. */
-#define RULES_MET 9 /* kinds, of prefixes and ports two */
-struct verdict {
-    u64 like[LIKE_SHORT];
-    u32 pending;    /* events that are not in the counts of their keys and learned rules */
-    u32 generation; /* of the rules that were asked; 0: to be decided anew */
-    u32 ratio;      /* as in struct event; a ceiling for the class' ratio, where no configured rule was met */
-    u8 busy;
-    u8 special; /* FILTERED, CONFIGURED: something is to be done for each event */
-    u8 learned; /* rules that it met */
-    u8 rules;   /* likewise, the configured ones too */
-    u64 longer[LONGER_WORDS];
-    u16 met[RULES_MET]; /* their slots, each doubled, and 1 more where the rule is learned */
-};
-#define FILTERED 1
-#define CONFIGURED 2
-#define VERDICTS_OF_A_CPU (1024 + 1)
-_Static_assert(sizeof(struct verdict) == 128, "a verdict is two cache lines");
-_Static_assert(__builtin_offsetof(struct verdict, longer) == 64, "what is asked of each event is in the first");
-
-/* An event has two places on a CPU, an even one and an odd one, which have nothing to do with each other: so few keys find both
- * taken, and what is in an even one is safe from those that find theirs taken. */
-INLINE u32 places_of(const u64 *like, u64 hash) {
-    hash += (like[LIKE_COOKIE] ^ like[LIKE_COMM]) * 0x2c1b3c6d;
-    hash += (like[LIKE_WHAT] ^ like[LIKE_COMM + 1] ^ like[LIKE_PEER]) * 0x33a91ad9;
-    hash += like[LIKE_PEER + 1] * 0x3b36f945;
-    hash ^= hash >> 32;
-    return hash * 0x9e3779b1U;
-}
-INLINE u32 place_of(u32 places, u32 way) {
-    return bpf_get_smp_processor_id() * VERDICTS_OF_A_CPU + (way ? places >> 11 & 1022 | 1 : places >> 22 & ~1U);
-}
-_Static_assert(VERDICTS_OF_A_CPU == 1024 + 1, "place_of has ten bits, and there is a spare place");
-
-SHAPE(verdicts, u32, struct verdict);
 SHAPE(filter_pid, u32, struct rule);
 SHAPE(filter_comm, struct comm, struct rule);
 SHAPE(filter_prefix, struct prefix, struct rule);
@@ -201,9 +142,9 @@ INLINE u64 halved(u64 chance, u32 times) {
 /* ---- what is looked up: functions of rules.c, which all programs share ---- */
 
 /* Adds what is pending to the counts of the learned rules and of the keys. */
-static long (*settle)(struct verdict *verdict) = (void *)CALL_rules_settle;
+static long (*settle)(struct place *place) = (void *)CALL_rules_settle;
 /* Counts one event for the configured rules that it met. */
-static long (*count_matches)(struct verdict *verdict) = (void *)CALL_rules_matched;
+static long (*count_matches)(struct place *place) = (void *)CALL_rules_matched;
 
 /* Counts the events of a namespace; the answer is by how many halvings the quota thins it: the n-th in a second (of 2^30 ns)
  * on this CPU, once it has had its quota m, by 1 + log2(n / m), at most 6. */
@@ -216,14 +157,14 @@ INLINE int by_quota(struct subject *about) {
     return 1;
 }
 
-/* What a verdict says, whose place is free again after this: 0: the event is filtered. */
-INLINE int judged(struct subject *about, struct verdict *verdict) {
-    u32 special = verdict->special, ratio = verdict->ratio;
-    verdict->pending += ~special & FILTERED;
+/* What was said at a place, which is free again after this: 0: the event is filtered. */
+INLINE int judged(struct subject *about, struct place *place) {
+    u32 special = place->special, ratio = place->ratio;
+    place->pending += ~special & FILTERED;
     if (special & CONFIGURED)
-        count_matches(verdict);
+        count_matches(place);
     BARRIER();
-    verdict->busy = 0;
+    place->busy = 0;
     if (special & FILTERED)
         return 0;
     about->chance = special ? chance_of(ratio) : smaller(about->chance, chance_of(ratio));

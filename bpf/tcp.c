@@ -77,9 +77,9 @@ INLINE struct net *netns_of_socket(const struct sock *sk, struct netns_id *id) {
     return net;
 }
 
-INLINE void count_tcp(struct net *net, const struct netns_id *id, u32 what) {
-    struct count_key key = {.netns = *id, .counter = COUNT_TCP, .what = what};
-    if (SELDOM(count(&key)))
+INLINE void count_tcp(struct net *net, struct subject *about, u32 what) {
+    struct count_key key = {.netns = about->netns, .counter = COUNT_TCP, .what = what};
+    if (SELDOM(count(&key, &about->slot)))
         netns_note(net, &key.netns);
 }
 
@@ -245,7 +245,7 @@ int tcp_state(unsigned long long *ctx) {
         change.about.kind = KIND_FAILED;
         if (after == ESTABLISHED)
             opened(key, &change);
-        count_tcp(net, &change.about.netns, (after == ESTABLISHED ? OPENED_OUT : FAILED_OUT) + (change.direction == INCOMING));
+        count_tcp(net, &change.about, (after == ESTABLISHED ? OPENED_OUT : FAILED_OUT) + (change.direction == INCOMING));
     } else {
         if (after != CLOSED || !closed(key, &change))
             return 0;
@@ -263,7 +263,7 @@ int tcp_retransmit(unsigned long long *ctx) {
         return 0;
     change.about.kind = KIND_RETRANSMITTED;
     net = netns_of_socket(sk, &change.about.netns);
-    count_tcp(net, &change.about.netns, RETRANSMITTED);
+    count_tcp(net, &change.about, RETRANSMITTED);
     tell(sk, &change, (struct sort){TCP_FAULT, WHO_IS_NOBODY}, NOTHING(change.about.netns.cookie));
     return 0;
 }
@@ -282,7 +282,7 @@ int tcp_reset(unsigned long long *ctx) {
         if (device && netns_load_checked(device->nd_net.net, &change.about.netns))
             net = device->nd_net.net;
     }
-    count_tcp(net, &change.about.netns, RESET_SENT);
+    count_tcp(net, &change.about, RESET_SENT);
     tell(sk, &change, (struct sort){TCP_FAULT, WHO_IS_NOBODY}, NOTHING(change.about.netns.cookie));
     return 0;
 }

@@ -29,7 +29,7 @@ from exporter.monitors import kernel
 from exporter.monitors.kernel import headers
 from exporter.monitors.kernel.consumer import Tally
 from exporter.monitors.kernel.controls import Controls, Rule
-from exporter.monitors.kernel.counts import PLACE
+from exporter.monitors.kernel.counts import COUNTER, PLACE, PLACES, WITHOUT, WORDS
 from exporter.monitors.kernel.events import HEAD
 from exporter.monitors.kernel.programs import COMMON, PROGRAMS, PROOF
 from exporter.monitors.kernel.source import KernelSource
@@ -441,7 +441,7 @@ def test_counters_are_read_without_any_capability(running: Running) -> None:
         pytest.skip("this kernel lets nobody read BPF maps without CAP_BPF (before 5.19)")
     running.run(DROPS)
     manifest = running.programs.manifest
-    map_, places = manifest.maps["counted"], manifest.maps["counts"]
+    map_, places = manifest.maps["counted"], manifest.maps["places"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", READER, str(map_), str(places)]
     answer = subprocess.check_output(command, text=True, timeout=60, pass_fds=[map_, places], env=environment)
@@ -453,11 +453,11 @@ def test_counters_are_read_without_any_capability(running: Running) -> None:
 def test_what_finds_no_place_is_counted_all_the_same(running: Running) -> None:
     """With every place taken by others, counters are in the map; where there are places again, counted is both."""
     manifest = running.programs.manifest
-    places = mmap.mmap(manifest.maps["counts"], Map(manifest.maps["counts"]).capacity * PLACE.size)
+    places = mmap.mmap(manifest.maps["places"], Map(manifest.maps["places"]).capacity * PLACE.size)
     before = len(Map(manifest.maps["counted"]).keys())
     with places, memoryview(places) as memory, memory.cast("I") as words:
-        counters = slice(6, None, PLACE.size // 4)  # a word of struct count
-        free = [6 + 8 * number for number, counter in enumerate(words[counters]) if not counter]
+        counters = [place * WORDS + COUNTER for place in range(len(words) // WORDS) if place % PLACES >= WITHOUT]
+        free = [word for word in counters if not words[word]]
         for word in free:
             words[word] = 0xFFFFFFFF
         try:

@@ -8,8 +8,10 @@ import contextlib
 import ctypes
 import json
 import math
+import mmap
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,9 +28,10 @@ from exporter.host.bpf import Map
 from exporter.monitors import kernel
 from exporter.monitors.kernel import events
 from exporter.monitors.kernel.controls import Controls, Counts, Rule
+from exporter.monitors.kernel.counts import DROPS, PLACE, WITHOUT
+from exporter.monitors.kernel.counts import Counts as CounterPlaces
 from exporter.monitors.kernel.events import Event
 from exporter.monitors.kernel.source import KernelSource
-from exporter.monitors.kernel.verdicts import PLACES
 
 __all__ = ["namespace"]
 
@@ -376,7 +379,7 @@ def test_a_hundred_thousand_commands_are_counted_within_bounds(bench: Bench, pro
     assert len([kind for kind, _ in keys if kind == "comm"]) <= 64
     load = Map(programs.manifest.maps["load_comm"])
     assert len(list(load.items())) <= load.capacity == 1024
-    assert _inserts(programs, "load_comm") - before >= 100_001 - PLACES * (os.cpu_count() or 1), (
+    assert _inserts(programs, "load_comm") - before >= 100_001 - WITHOUT * (os.cpu_count() or 1), (
         "the last of each place are not in the map yet"
     )
     bench.controls.apply({"syscall": 1.0}, [Rule("comm", "\udcffheavy", SYSCALL)])
@@ -393,18 +396,41 @@ def _inserts(programs: kernel.Programs, name: str) -> int:
     return inserts.total(inserts.get(number) or b"")[0]
 
 
+SENDERS = """
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+for last, times in json.loads(sys.argv[1]):
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind((f'127.9.9.{last}', 0))
+    for _ in range(times):
+        udp.sendto(b'x', ('127.0.0.1', 9))
+"""
+
+
 def test_addresses_are_counted(bench: Bench, namespace: str) -> None:
     """What each of three senders had dropped, by its address: all of it, at once."""
     bench.count(*KINDS)
-    bench.run(
-        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "for last, times in ((1, 23), (2, 48), (3, 179)):\n"
-        "    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n    udp.bind((f'127.9.9.{last}', 0))\n"
-        "    for _ in range(times): udp.sendto(b'x', ('127.0.0.1', 9))\n",
-        namespace=namespace,
-    )
+    bench.run(SENDERS, "[[1, 23], [2, 48], [3, 179]]", namespace=namespace)
     keys = bench.controls.observe().keys["packet_drop"]
     assert [keys["prefix", f"127.9.9.{last}"] for last in (1, 2, 3)] == [23, 48, 179]
+
+
+def test_a_counter_that_takes_a_place_keeps_the_events_of_the_one_before(bench: Bench, namespace: str) -> None:
+    """Events that wait at a place for their keys, when its namespace goes and another's counter comes: none is lost."""
+    bench.count(*KINDS)
+    bench.run(SENDERS, "[[1, 23]]", namespace=namespace)
+    assert bench.controls.observe().keys["packet_drop"]["prefix", "127.9.9.1"] == 23
+    capacity, sender = Map(bench.maps["places"]).capacity, socket.inet_aton("127.9.9.1")
+    with mmap.mmap(bench.maps["places"], capacity * PLACE.size) as memory:
+        noted = enumerate(PLACE.iter_unpack(memory[:]))
+        at, place = next((at, place) for at, place in noted if place[5] == DROPS and place[2].endswith(sender))
+        cookie, inode, pending = place[0], place[1] & 0xFFFFFFFF, place[6]
+        CounterPlaces(bench.maps["places"], capacity).forget({(cookie, inode)})
+        # As if it was another namespace's: with another cookie.
+        memory[at * PLACE.size : at * PLACE.size + 8] = (1).to_bytes(8, sys.byteorder)
+    bench.run(SENDERS, "[[1, 10]]", namespace=namespace)
+    keys = bench.controls.observe().keys["packet_drop"]
+    assert keys["prefix", "127.9.9.1"] == 10
+    assert keys["netns", f"{inode}:1"] == pending
 
 
 def test_a_bell_that_rings_once_is_answered_later(bench: Bench) -> None:

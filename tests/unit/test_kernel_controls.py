@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.host.timer import Timer
-from exporter.monitors.kernel import consumer, controls, events, programs, verdicts
+from exporter.monitors.kernel import consumer, controls, counts, events, programs
 from exporter.monitors.kernel.consumer import Bell, Tally
 from exporter.monitors.kernel.controls import Controls, Rule
 from exporter.monitors.kernel.shapes import CLASSES, THINNED
 
 BPF = Path(__file__).parents[2] / "bpf"
-EVENTS = "".join((BPF / name).read_text(encoding="utf-8") for name in ("common.h", "rules.h", "events.h"))
+EVENTS = "".join((BPF / name).read_text(encoding="utf-8") for name in ("common.h", "places.h", "rules.h", "events.h"))
 CPUS = 2
 KEY = "4026532001:41"
 DROP = CLASSES.index("packet_drop")
@@ -67,11 +67,11 @@ class FakeMap:
 
 
 class Places:
-    """Memory of the map `verdicts`, into which a program says what it likes."""
+    """Memory of the map `places`, into which a program says what it likes."""
 
     def __init__(self, count: int) -> None:
-        self.descriptor = os.memfd_create("verdicts")
-        os.truncate(self.descriptor, count * verdicts.PLACE.size)
+        self.descriptor = os.memfd_create("places")
+        os.truncate(self.descriptor, count * counts.PLACE.size)
         self.memory = mmap.mmap(self.descriptor, 0)
 
     def say(
@@ -88,17 +88,17 @@ class Places:
         keys = {rule.kind: controls._key(rule) for rule in about}
         cookie, inum = controls._NETNS.unpack(keys.get("netns", bytes(16)))
         what = inum | class_ << 32 | sum(controls._COUNTING[kind] for kind in keys) << 40
-        self.memory[place * verdicts.PLACE.size : (place + 1) * verdicts.PLACE.size] = verdicts.PLACE.pack(
-            *(cookie, what, keys.get("comm", b""), keys.get("prefix", b"")[4:], pending),
-            *(1, controls._ALL, busy, 0, len(slots), len(slots)),
+        self.memory[place * counts.PLACE.size : (place + 1) * counts.PLACE.size] = counts.PLACE.pack(
+            *(cookie, what, keys["prefix"][4:] if "prefix" in keys else keys.get("comm", b"")),
+            *(0, 0, 0, pending, 1, controls._ALL, busy, 0, len(slots), len(slots), keys.get("comm", b"")),
             *(slot << 1 | 1 for slot in slots),
-            *[0] * (9 - len(slots)),
+            *[0] * (8 - len(slots)),
         )
 
     @property
     def generations(self) -> list[int]:
         """Of each place; 0: it is to be decided anew."""
-        return [place[5] for place in verdicts.PLACE.iter_unpack(self.memory)]
+        return [place[7] for place in counts.PLACE.iter_unpack(self.memory)]
 
 
 @pytest.fixture
@@ -111,8 +111,8 @@ def places() -> Iterator[Places]:
 @pytest.fixture
 def maps(monkeypatch: pytest.MonkeyPatch, places: Places) -> dict[str, FakeMap]:
     found = {shape.name: FakeMap(shape) for shape in programs.COMMON.maps}
-    found["verdicts"].capacity = PLACES
-    found["verdicts"].descriptor = places.descriptor
+    found["places"].capacity = PLACES
+    found["places"].descriptor = places.descriptor
     by_descriptor = {one.descriptor: one for one in found.values()}
     monkeypatch.setattr(controls, "Map", by_descriptor.__getitem__)
     return found

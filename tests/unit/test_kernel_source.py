@@ -31,7 +31,7 @@ from exporter.monitors.kernel.reader import Tables
 from exporter.monitors.kernel.tcp import Tcp
 
 BPF = Path(__file__).parents[2] / "bpf"
-EVENTS = "".join((BPF / name).read_text(encoding="utf-8") for name in ("events.h", "rules.h"))
+EVENTS = "".join((BPF / name).read_text(encoding="utf-8") for name in ("events.h", "rules.h", "places.h"))
 SOURCES = {path.name: path.read_text(encoding="utf-8") for path in (Path(__file__).parents[2] / "bpf").glob("*.c")}
 NETNS = struct.pack("=QIxxxx", 41, 4026532001)
 KEY = "4026532001:41"
@@ -518,9 +518,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[source.KernelSourc
         def close(self) -> None:
             pass
 
-    places = os.memfd_create("counts")
+    places = os.memfd_create("places")
     for counter, count in ((0, 0), (1, 19), (2, 5)):
-        os.write(places, PLACE.pack(*struct.unpack("=QIxxxx", NETNS), 3, count, counter))
+        os.write(places, PLACE.pack(*struct.unpack("=QIxxxx", NETNS), b"", count, 3, counter, *[0] * 7, b"", *[0] * 8))
     os.truncate(places, PLACE.size * FakeMap.capacity)
     monkeypatch.setattr(source, "Counts", lambda _, capacity: Counts(places, capacity))
     monkeypatch.setattr(bpf, "Map", lambda fd: maps[names[fd]])

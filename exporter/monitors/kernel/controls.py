@@ -107,7 +107,7 @@ class Controls:
         self._entries: dict[tuple[str, bytes], bytes] = {}
         self._slots: dict[tuple[str, bytes], int] = {}
         self._free = list(range(self._matches.capacity))
-        self._verdicts = Verdicts(maps["verdicts"], Map(maps["verdicts"]).capacity)
+        self._verdicts = Verdicts(maps["places"], Map(maps["places"]).capacity)
         self._met: dict[int, int] = {}
         self._forgotten: set[tuple[str, bytes]] = set()
         self._rules: tuple[Rule, ...] = ()

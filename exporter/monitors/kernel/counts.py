@@ -1,25 +1,30 @@
 """The programs' counters by namespace: each CPU's own places, in memory that is mapped here.
 
-Flows in: the map `counts`. Flows out: what was counted. Places of namespaces that are gone are free again.
+Flows in: the map `places`. Flows out: what was counted. Places of namespaces that are gone are free again.
 """
 
 import mmap
 import struct
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-PLACE = struct.Struct("=QIIQI4x")
-"""struct count of common.h: cookie, inum, what, count, counter."""
-KEY = struct.Struct("=QIxxxxII")
-"""struct count_key of common.h, the key of what found no place: cookie, inum, what, counter."""
-DROPS, TCP = 1, 2
-"""enum counter of common.h."""
-PLACES = 1024
+PLACE = struct.Struct("=QQ16sQIIIIIBBBB16s32x8H")
+"""struct place of places.h: cookie, what it is about (inode in the lower half), address or command; count, what is
+counted, counter; pending, generation, ratio; busy, special, learned, rules; command; the rules that it met."""
+WITHOUT = 1024 + 1
+"""Places of a CPU that have no counter: the first."""
+PLACES = WITHOUT + 1024
 """Places of a CPU."""
-_WORDS = PLACE.size // 8
-_COUNTER = 3  # word of a place; its upper half is the program's
-_NOTHING = 0xFFFFFFFF  # counter of a place that is being freed
+WORDS = PLACE.size // 4
+"""Of 32 bits."""
+KEY = struct.Struct("=QIxxxxII")
+"""struct count_key of places.h, the key of what found no place: cookie, inum, what, counter."""
+DROPS, TCP = 1, 2
+"""enum counter of places.h."""
+COUNTER = 11
+"""Which word of a place says what counter it has; 0: none."""
+_COUNT = struct.Struct("=QQ16xQI")
 
 
 class Counted(NamedTuple):
@@ -40,25 +45,29 @@ class Counts:
     def read(self, counter: int) -> Counter[Counted]:
         """Give what is counted by one program, added up over the CPUs."""
         found: Counter[Counted] = Counter()
-        for cookie, inum, what, count, of in PLACE.iter_unpack(self._memory[:]):
+        for _, of, counted, count in self._counters():
             if of == counter:
-                found[Counted(cookie, inum, what)] += count
+                found[counted] += count
         return found
 
     def forget(self, gone: Collection[tuple[int, int]]) -> None:
         """Free the places of namespaces (cookie, inum) in which nothing happens any more.
 
-        A program takes a place whose counter is 0, so that is written last, and in one piece.
+        What is noted there of events stays, until a program takes the place.
         """
-        places = PLACE.iter_unpack(self._memory[:])
-        ended = [slot for slot, (cookie, inum, _, _, of) in enumerate(places) if of and (cookie, inum) in gone]
-        with memoryview(self._memory) as memory, memory.cast("Q") as words:
-            for slot in ended:
-                first = slot * _WORDS
-                words[first + _COUNTER] = _NOTHING
-                words[first] = words[first + 1] = words[first + 2] = 0
-                words[first + _COUNTER] = 0
+        ended = [place for place, _, (cookie, inum, _), _ in self._counters() if (cookie, inum) in gone]
+        with memoryview(self._memory) as memory, memory.cast("I") as words:
+            for place in ended:
+                words[place * WORDS + COUNTER] = 0
 
     def close(self) -> None:
         """Unmap."""
         self._memory.close()
+
+    def _counters(self) -> Iterator[tuple[int, int, Counted, int]]:
+        """Give place, counter, what it is about, count."""
+        with memoryview(self._memory) as memory, memory.cast("I") as words:
+            for place, counter in enumerate(words[COUNTER::WORDS].tolist()):
+                if counter:
+                    cookie, about, count, what = _COUNT.unpack_from(memory, place * PLACE.size)
+                    yield place, counter, Counted(cookie, about & 0xFFFFFFFF, what), count

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from exporter.catalog import CONNECT_DURATION, FAMILIES, LIFECYCLE_FAMILIES, NETNS_LIFETIME, PLUGIN_DURATION
 from exporter.host.bpf import cpus
-from exporter.monitors.kernel import counts, verdicts
+from exporter.monitors.kernel import counts
 from exporter.monitors.kernel.shapes import (
     ARRAY,
     CLASSES,
@@ -58,7 +58,7 @@ COMMON = Program(
         MapShape("constants", ARRAY, 4, 8, 8),
         MapShape("insert_failures", PERCPU_ARRAY, 4, 8, 64),
         MapShape("inserts", PERCPU_ARRAY, 4, 8, 64),
-        MapShape("counts", ARRAY, 4, counts.PLACE.size, lambda _: counts.PLACES * cpus(), mapped=True),
+        MapShape("places", ARRAY, 4, counts.PLACE.size, lambda _: counts.PLACES * cpus(), mapped=True),
         MapShape("counted", PERCPU_HASH, 24, 8, _entries),
         MapShape("account", PERCPU_ARRAY, 4, 64, len(CLASSES)),
         MapShape("ratios", ARRAY, 4, 4, len(CLASSES)),
@@ -75,7 +75,6 @@ COMMON = Program(
         MapShape("load_comm", LRU_PERCPU_HASH, 16, _LOAD, _KEYS),
         MapShape("load_prefix", LRU_PERCPU_HASH, 20, _LOAD, _KEYS),
         MapShape("load_fresh", ARRAY, 4, _LOAD, 1),
-        MapShape("verdicts", ARRAY, 4, verdicts.PLACE.size, lambda _: verdicts.PLACES * cpus(), mapped=True),
         MapShape("fullest", PERCPU_ARRAY, 4, 8, 1),
         MapShape("events", RINGBUF, 0, 0, lambda settings: settings.ring_bytes),
         MapShape("lifecycle", RINGBUF, 0, 0, lambda settings: settings.lifecycle_bytes),

@@ -70,7 +70,7 @@ class KernelSource(Source):
             raise Unsupported(reason, standing.remedy if standing else "")
         rings = ("lifecycle", "events")
         maps = {name: bpf.Map(fd) for name, fd in manifest.maps.items() if name not in rings}
-        self._counts = Counts(manifest.maps["counts"], maps["counts"].capacity)
+        self._counts = Counts(manifest.maps["places"], maps["places"].capacity)
         self._tables = Tables(manifest, maps, self._counts)
         probes = {program.name: [probe.name for probe in program.probes] for program in PROGRAMS}
         self._readers = [

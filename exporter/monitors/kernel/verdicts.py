@@ -1,6 +1,6 @@
 """What the programs said of events that come again and again, and how many those were: in memory that is mapped here.
 
-Flows in: the map `verdicts`, places of each CPU's own; keys of which other things are to be said. Flows out: counts of
+Flows in: the map `places`, of each CPU's own; keys of which other things are to be said. Flows out: counts of
 keys and of learned rules that are in no other map yet: a program adds them there when it needs the place for others.
 """
 
@@ -10,19 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
+from exporter.monitors.kernel.counts import PLACE, WORDS
 from exporter.monitors.kernel.shapes import CLASSES, THINNED
 
-PLACE = struct.Struct("=QQ16s16sIIIBBBB40x9H6x")
-"""struct verdict of rules.h: cookie, what it is about, command, address; pending, generation, ratio; busy, special,
-learned, rules; the rules that it met."""
-PLACES = 1024 + 1
-"""Places of a CPU."""
-_HEAD = struct.Struct("=QQ16s16sI8xBxBB")  # the first cache line
-_ABOUT = struct.Struct("=QQ16s16s80x")
-_MET = struct.Struct("=9H")
-_MET_AT = 104
-_LIKE = 48  # bytes: what events are compared with
-_PENDING, _GENERATION, _WORDS = 12, 13, PLACE.size // 4  # words of 32 bits
+_HEAD = struct.Struct("=QQ16s16xIII4B16s")  # what says whose events they are, and how many
+_ABOUT = struct.Struct("=QQ16s32x16s")
+_MET = struct.Struct("=8H")
+_MET_AT = 112
+_PENDING, _GENERATION = 12, 13  # words of a place
 _NETNS = struct.Struct("=QIxxxx")
 _WHOLE_ADDRESS = struct.pack("=I", 128)
 _BY_NETNS, _BY_COMM, _BY_PREFIX = 1 << 56, 1 << 57, 1 << 58  # COUNT_x in the word that says what it is about
@@ -58,7 +53,7 @@ class Verdicts:
         keys: dict[str, Keys] = {kind: defaultdict(lambda: [0] * len(THINNED)) for kind in ("netns", "comm", "prefix")}
         slots: Counter[int] = Counter()
         with memoryview(self._memory) as memory, memory.cast("I") as words:
-            pending = words[_PENDING::_WORDS].tolist()
+            pending = words[_PENDING::WORDS].tolist()
             looked = ((place, self._look(place, memory)) for place, count in enumerate(pending) if count)
             self._seen = {place: seen for place, seen in looked if seen}
         for seen in self._seen.values():
@@ -76,10 +71,12 @@ class Verdicts:
         if not keys:
             return
         with memoryview(self._memory) as memory, memory.cast("I") as words:
-            for place, (cookie, what, comm, address) in enumerate(_ABOUT.iter_unpack(memory)):
+            generations = words[_GENERATION::WORDS].tolist()
+            for place in (place for place, generation in enumerate(generations) if generation):
+                cookie, what, key, comm = _ABOUT.unpack_from(memory, place * PLACE.size)
                 netns = _NETNS.pack(cookie, what & 0xFFFFFFFF)
-                if not keys.isdisjoint((("netns", netns), ("comm", comm), ("prefix", _WHOLE_ADDRESS + address))):
-                    words[place * _WORDS + _GENERATION] = 0
+                if not keys.isdisjoint((("netns", netns), ("comm", comm), ("prefix", _WHOLE_ADDRESS + key))):
+                    words[place * WORDS + _GENERATION] = 0
 
     def _look(self, place: int, memory: memoryview) -> _Seen | None:
         """Look at a place; where a program is at work in it, it is as it was before."""
@@ -88,8 +85,8 @@ class Verdicts:
         if before and before.raw == raw:
             return before
         met = _MET.unpack_from(memory, at + _MET_AT)
-        cookie, what, comm, address, pending, busy, learned, rules = _HEAD.unpack(raw)
-        if busy or memory[at : at + _LIKE] != raw[:_LIKE]:
+        cookie, what, address, pending, _, _, busy, _, learned, rules, comm = _HEAD.unpack(raw)
+        if busy or _ABOUT.unpack_from(memory, at) != (cookie, what, address, comm):
             return before
         keys: list[tuple[str, bytes]] = []
         if what & _BY_NETNS and what & 0xFFFFFFFF:
