@@ -86,7 +86,7 @@ int events_judge(struct subject *about) {
     asked.about = about;
     places = places_of(about->like, NOTHING(about->filters) + fill_longer(&asked));
 #pragma clang loop unroll(disable)
-    for (u32 way = about->slot ? WAY_COUNTER : WAY_EVEN; way <= WAY_SPARE; way++) {
+    for (u32 way = about->slot && !(REST_OF(about->like) & LONG) ? WAY_COUNTER : WAY_EVEN; way <= WAY_SPARE; way++) {
         u32 slot = way == WAY_COUNTER ? about->slot : place_of(places, way);
         about->slot = slot;
         place = map_lookup(MAP(places), &slot);

@@ -130,7 +130,7 @@ INLINE int event_expected(struct subject *about, const u64 *like, u64 asked) {
     u64 generation = about->filters >> 32, differs;
     struct place *place;
     u32 slot = about->slot, ratio;
-    if (SELDOM((asked & LONG) | (about->filters & COUNT_QUOTA)))
+    if (SELDOM(asked & LONG))
         return 0;
 #pragma clang loop unroll(disable)
     for (u32 way = slot ? WAY_COUNTER : WAY_EVEN; way < WAY_SPARE; way++) {
@@ -150,7 +150,7 @@ INLINE int event_expected(struct subject *about, const u64 *like, u64 asked) {
             BARRIER();
             place->busy = 0;
             about->chance = smaller(about->chance, chance_of(ratio));
-            return 1;
+            return by_quota(about);
         }
         BARRIER();
         place->busy = 0;

@@ -119,9 +119,9 @@ INLINE u64 uncommanded(const struct place *place, const u64 *like) {
     return place->comm[0] ^ like[LIKE_COMM] | place->comm[1] ^ like[LIKE_COMM + 1];
 }
 
-/* Where an event is looked for: at its counter's place where it has one, in an even one and in an odd one. They have nothing to
- * do with each other: so few keys find all of them taken, and what is in the first is safe from those that find theirs taken.
- * The spare one is for who finds another at work. */
+/* Where an event is looked for: at its counter's place, unless it has none or LONG kinds are asked; in an even one and in an odd one.
+ * They have nothing to do with each other: so few keys find all of them taken, and what is in the first is safe from those that
+ * find theirs taken. The spare one is for who finds another at work. */
 enum way { WAY_COUNTER, WAY_EVEN, WAY_ODD, WAY_SPARE };
 INLINE u32 places_of(const u64 *like, u64 hash) {
     hash += (like[LIKE_COOKIE] ^ like[LIKE_COMM]) * 0x2c1b3c6d;

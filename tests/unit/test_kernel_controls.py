@@ -86,7 +86,7 @@ class Places:
     ) -> None:
         """Write a place about events of these subjects, by all of which they are counted."""
         keys = {rule.kind: controls._key(rule) for rule in about}
-        cookie, inum = controls._NETNS.unpack(keys.get("netns", bytes(16)))
+        cookie, inum = events.NETNS.unpack(keys.get("netns", bytes(16)))
         what = inum | class_ << 32 | sum(controls._COUNTING[kind] for kind in keys) << 40
         self.memory[place * counts.PLACE.size : (place + 1) * counts.PLACE.size] = counts.PLACE.pack(
             *(cookie, what, keys["prefix"][4:] if "prefix" in keys else keys.get("comm", b"")),

@@ -23,7 +23,6 @@ from exporter.monitors.kernel.shapes import LPM_TRIE, Hook, MapShape, Settings
 
 _MAPPABLE = 1 << 10  # BPF_F_MMAPABLE (5.5)
 _NO_PREALLOCATION = 1
-_MAPPABLE = 1 << 10  # BPF_F_MMAPABLE (5.5)
 _KPROBE, _RAW_TRACEPOINT, _TRACING = 2, 17, 26  # enum bpf_prog_type
 _TRACE_RAW_TP, _TRACE_FENTRY, _TRACE_FEXIT = 23, 24, 25  # enum bpf_attach_type
 _STATS_RUN_TIME = 0

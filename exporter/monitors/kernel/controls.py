@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from exporter.host.bpf import Map
-from exporter.monitors.kernel.events import address, netns_key
+from exporter.monitors.kernel.events import NETNS, address, netns_key
 from exporter.monitors.kernel.shapes import CLASSES, THINNED
 from exporter.monitors.kernel.verdicts import Keys, Verdicts
 
 _RULE = struct.Struct("=IIII16I")  # struct rule: masks thins, instead, learned; slot; ratios
-_NETNS = struct.Struct("=QIxxxx")  # struct netns_id: cookie, inum
 _ALL = 0xFFFFFFFF
 _WRAP = 1 << 32
 _BITS = {  # enum filter of rules.h, in its order
@@ -426,7 +425,7 @@ def _key(rule: Rule) -> bytes:
         return _u32(network.prefixlen) + network.network_address.packed
     if rule.kind == "netns":
         inode, _, cookie = str(rule.subject).partition(":")
-        return _NETNS.pack(_number(rule, cookie, 8), _number(rule, inode, 4))
+        return NETNS.pack(_number(rule, cookie, 8), _number(rule, inode, 4))
     width = 8 if rule.kind == "cgroup" else 4
     return _number(rule, rule.subject, width).to_bytes(width, sys.byteorder)
 
@@ -440,7 +439,7 @@ def _number(rule: Rule, text: str | int, width: int) -> int:
 def _subject(kind: str, key: bytes) -> str:
     """Read a map's key as a rule has it."""
     if kind == "netns":
-        return netns_key(*_NETNS.unpack(key))
+        return netns_key(*NETNS.unpack(key))
     if kind == "comm":
         return key.partition(b"\0")[0].decode(errors="surrogateescape")
     return address(key[4:])

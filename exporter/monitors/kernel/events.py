@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from exporter.monitors.kernel.shapes import CLASSES
 
+NETNS = struct.Struct("=QIxxxx")
+"""struct netns_id of common.h: cookie, inum."""
 HEAD = struct.Struct("=QQIBBHII16s")
 """time, cookie, inum, class, kind, size, ratio, pid, comm: 48 bytes."""
 FLOW = struct.Struct("=16s16sHHHBx")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from exporter.catalog import NETNS_LIFETIME
 from exporter.host import bpf
-from exporter.monitors.kernel.events import Details, Event, netns_key, text
+from exporter.monitors.kernel.events import NETNS, Details, Event, netns_key, text
 from exporter.monitors.kernel.reader import Histograms, Reader, Snapshot, Tables
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ _KINDS = ("", "created", "destroyed", "deleted", "moved", "arrived")  # enum lif
 _DESTROYED = 2
 _SWEPT = "tp_btf"
 """The rung of `netns` on which ends are looked for; its last two programs are netns_sweep and netns_walk."""
-_NETNS = struct.Struct("=QIxxxx")  # struct netns_id: cookie, inum
 _NETNS_BODY = struct.Struct("=Q")  # struct netns_event behind its head: lifetime
 _VETH_BODY = struct.Struct("=16s16sQIxxxxQ")  # struct veth_event behind its head: name, kind, other's id, ifindex
 
@@ -61,7 +60,7 @@ class Lifecycle(Reader):
         """Have the programs count which namespaces are gone, and which are there that nobody met. Raises OSError."""
         alive = self.tables.maps["netns_alive"]
         for raw, _ in list(alive.items()):
-            bpf.run(self._sweep, *_NETNS.unpack(raw))
+            bpf.run(self._sweep, *NETNS.unpack(raw))
         for _ in range(alive.capacity):
             if not bpf.run(self._walk):
                 break

@@ -21,7 +21,7 @@ from exporter.monitors.kernel.consumer import Bell
 from exporter.monitors.kernel.counts import Counts
 from exporter.monitors.kernel.departed import Departed, inhabited
 from exporter.monitors.kernel.drops import Drops
-from exporter.monitors.kernel.events import HEAD, Event, decode
+from exporter.monitors.kernel.events import HEAD, NETNS, Event, decode
 from exporter.monitors.kernel.lifecycle import Lifecycle
 from exporter.monitors.kernel.peers import PEERED, Peers
 from exporter.monitors.kernel.process import Process, Syscalls
@@ -41,7 +41,6 @@ Tap = Callable[[Event, Reader | None], None]
 
 _LISTENED = 3  # slot of the map constants
 _BATCH = 8192  # records that are taken out of a ring at once, before anything else is looked at
-_NETNS = struct.Struct("=QIxxxx")  # struct netns_id: cookie, inum
 _HASHES = frozenset({HASH, PERCPU_HASH})  # of those that can be full: an LRU map makes room for itself
 
 
@@ -211,10 +210,10 @@ class KernelSource(Source):
         if not gone:
             return
         if self._counts:
-            self._counts.forget({_NETNS.unpack(netns) for netns in gone})
+            self._counts.forget({NETNS.unpack(netns) for netns in gone})
         names = ("namespaces", "counted", *(name for reader in self._readers for name in reader.by_netns))
         for map_ in (self._tables.maps[name] for name in names):
-            for key in [key for key, _ in map_.items() if key[: _NETNS.size] in gone]:
+            for key in [key for key, _ in map_.items() if key[: NETNS.size] in gone]:
                 map_.delete(key)
         self._tables.gone.difference_update(gone)
 

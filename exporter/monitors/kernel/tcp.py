@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from exporter.catalog import CONNECT_DURATION
 from exporter.monitors.kernel.counts import TCP
-from exporter.monitors.kernel.events import FLOW, Details, Event, flow, netns_key
+from exporter.monitors.kernel.events import FLOW, NETNS, Details, Event, flow, netns_key
 from exporter.monitors.kernel.reader import Histograms, Reader, Snapshot
 
 if TYPE_CHECKING:
     from exporter.contract import Key
 
-_NETNS = struct.Struct("=QIxxxx")
 _REST = struct.Struct("=QQQII")  # struct tcp_event behind the flow
 _OPENED, _FAILED = "cni_tcp_connections_opened_total", "cni_tcp_connection_failures_total"
 _FAULTS = "cni_tcp_faults_total"
@@ -49,7 +48,7 @@ class Tcp(Reader):
         """Read the times to connect; the kernel's sum is in nanoseconds."""
         times: dict[Key, tuple[float, ...]] = {}
         for raw, (*counts, total) in self.tables.maps["tcp_connect"].sums():
-            cookie, inum = _NETNS.unpack(raw)
+            cookie, inum = NETNS.unpack(raw)
             times[(netns_key(cookie, inum),)] = (*map(float, counts), total / 1e9)
         return {CONNECT_DURATION: dict(times)}
 

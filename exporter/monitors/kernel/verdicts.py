@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from exporter.monitors.kernel.counts import PLACE, WORDS
+from exporter.monitors.kernel.events import NETNS
 from exporter.monitors.kernel.shapes import CLASSES, THINNED
 
 _HEAD = struct.Struct("=QQ16s16xIII4B16s")  # what says whose events they are, and how many
@@ -18,7 +19,6 @@ _ABOUT = struct.Struct("=QQ16s32x16s")
 _MET = struct.Struct("=8H")
 _MET_AT = 112
 _PENDING, _GENERATION = 12, 13  # words of a place
-_NETNS = struct.Struct("=QIxxxx")
 _WHOLE_ADDRESS = struct.pack("=I", 128)
 _BY_NETNS, _BY_COMM, _BY_PREFIX = 1 << 56, 1 << 57, 1 << 58  # COUNT_x in the word that says what it is about
 _FIRST = CLASSES.index(THINNED[0])
@@ -74,7 +74,7 @@ class Verdicts:
             generations = words[_GENERATION::WORDS].tolist()
             for place in (place for place, generation in enumerate(generations) if generation):
                 cookie, what, key, comm = _ABOUT.unpack_from(memory, place * PLACE.size)
-                netns = _NETNS.pack(cookie, what & 0xFFFFFFFF)
+                netns = NETNS.pack(cookie, what & 0xFFFFFFFF)
                 if not keys.isdisjoint((("netns", netns), ("comm", comm), ("prefix", _WHOLE_ADDRESS + key))):
                     words[place * WORDS + _GENERATION] = 0
 
@@ -90,7 +90,7 @@ class Verdicts:
             return before
         keys: list[tuple[str, bytes]] = []
         if what & _BY_NETNS and what & 0xFFFFFFFF:
-            keys.append(("netns", _NETNS.pack(cookie, what & 0xFFFFFFFF)))
+            keys.append(("netns", NETNS.pack(cookie, what & 0xFFFFFFFF)))
         if what & _BY_COMM:
             keys.append(("comm", comm))
         if what & _BY_PREFIX and any(address):
