@@ -25,7 +25,7 @@ from exporter.contract import Unsupported
 from exporter.host import bpf
 from exporter.monitors import kernel
 from exporter.monitors.kernel import compiler, controls, departed, events, handover, programs, proof, source
-from exporter.monitors.kernel.counts import PLACE, Counts
+from exporter.monitors.kernel.counts import PLACE, PLACES, WITHOUT, Counts
 from exporter.monitors.kernel.drops import Drops
 from exporter.monitors.kernel.reader import Tables
 from exporter.monitors.kernel.tcp import Tcp
@@ -519,10 +519,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[source.KernelSourc
             pass
 
     places = os.memfd_create("places")
-    for counter, count in ((0, 0), (1, 19), (2, 5)):
-        os.write(places, PLACE.pack(*struct.unpack("=QIxxxx", NETNS), b"", count, 3, counter, *[0] * 7, b"", *[0] * 8))
-    os.truncate(places, PLACE.size * FakeMap.capacity)
-    monkeypatch.setattr(source, "Counts", lambda _, capacity: Counts(places, capacity))
+    os.truncate(places, PLACE.size * PLACES)
+    for at, (counter, count) in enumerate(((0, 0), (1, 19), (2, 5))):
+        place = PLACE.pack(*struct.unpack("=QIxxxx", NETNS), b"", count, 3, counter, *[0] * 7, b"", *[0] * 8)
+        os.pwrite(places, place, PLACE.size * (WITHOUT + at))
+    monkeypatch.setattr(source, "Counts", lambda *_: Counts(places, PLACES))
     monkeypatch.setattr(bpf, "Map", lambda fd: maps[names[fd]])
     monkeypatch.setattr(bpf, "Ring", FakeRing)
     monkeypatch.setattr(bpf, "cpus", lambda: 1)

@@ -67,7 +67,9 @@ class Counts:
     def _counters(self) -> Iterator[tuple[int, int, Counted, int]]:
         """Give place, counter, what it is about, count."""
         with memoryview(self._memory) as memory, memory.cast("I") as words:
-            for place, counter in enumerate(words[COUNTER::WORDS].tolist()):
-                if counter:
-                    cookie, about, count, what = _COUNT.unpack_from(memory, place * PLACE.size)
-                    yield place, counter, Counted(cookie, about & 0xFFFFFFFF, what), count
+            for first in range(0, len(words) // WORDS, PLACES):
+                begin, end = (place * WORDS + COUNTER for place in (first + WITHOUT, first + PLACES))
+                for place, counter in enumerate(words[begin:end:WORDS].tolist(), first + WITHOUT):
+                    if counter:
+                        cookie, about, count, what = _COUNT.unpack_from(memory, place * PLACE.size)
+                        yield place, counter, Counted(cookie, about & 0xFFFFFFFF, what), count
